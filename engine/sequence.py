@@ -1,0 +1,93 @@
+"""One token stream being generated, and what a step is made of.
+
+Knows token ids, counts and block ids. Must not know tensors, the scheduler's queues or the sockets.
+"""
+
+import dataclasses
+from collections.abc import Sequence as SequenceABC
+
+from engine.api import FinishReason, GenerateRequest
+
+NO_ROW = -1
+_GOLDEN_64 = 0x9E3779B97F4A7C15
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Sequence:
+    """One of the n token streams of a request; mutable, owned by the engine thread alone.
+
+    client_id: the connection that asked for it; results go back there.
+    index: which of the request's n samples.
+    seed: 64-bit key of its random numbers, fixed at creation.
+    token_ids: prompt and output. num_computed_tokens: how many of them have their K/V in the cache.
+    block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size).
+    row: its fixed row in the runner's per-sequence state while it is running, else NO_ROW.
+    """
+
+    request: GenerateRequest
+    client_id: int
+    index: int
+    seed: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_computed_tokens: int = 0
+    block_ids: list[int] = dataclasses.field(default_factory=list)
+    row: int = NO_ROW
+    finish_reason: FinishReason | None = None
+
+    @classmethod
+    def from_request(cls, request: GenerateRequest, client_id: int, index: int, base_seed: int) -> "Sequence":
+        """Sample `index` of `request`. `base_seed` is the request's seed, or a random one where it names none.
+
+        Sample 0 uses the seed as it is and the others a key derived from it, so that n samples differ and sample 0
+        equals the request with n = 1.
+        """
+        return cls(
+            request=request,
+            client_id=client_id,
+            index=index,
+            seed=(base_seed + index * _GOLDEN_64) % 2**64,
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=len(request.prompt_token_ids),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose K/V is not in the cache yet: 1 while decoding, more while prefilling."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step: how many tokens of which sequences.
+
+    scheduled: (sequence, num_tokens) pairs; the tokens are
+    `token_ids[num_computed_tokens : num_computed_tokens + num_tokens]`, and their blocks are already in `block_ids`.
+    """
+
+    scheduled: tuple[tuple[Sequence, int], ...]
+
+    @property
+    def num_batched_tokens(self) -> int:
+        """Tokens of the whole step."""
+        return sum(num_tokens for _, num_tokens in self.scheduled)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What a step sampled: one entry per scheduled pair, in order.
+
+    A sequence whose scheduled tokens reach its last token has one new token; one still inside its prompt has none.
+    """
+
+    token_ids: SequenceABC[SequenceABC[int]]

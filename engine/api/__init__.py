@@ -20,6 +20,7 @@ from engine.api.errors import (
     ServingError,
     error_from_code,
 )
+from engine.api.framing import MAX_FRAME_BYTES, FrameError, FrameReader, frame
 from engine.api.messages import (
     Abort,
     EngineMessage,
@@ -42,6 +43,7 @@ from engine.api.messages import (
 from engine.api.sampling_params import MAX_N, SamplingParams
 
 __all__ = [
+    "MAX_FRAME_BYTES",
     "MAX_N",
     "Abort",
     "ContextLengthExceeded",
@@ -54,6 +56,8 @@ __all__ = [
     "EngineState",
     "EngineStatus",
     "FinishReason",
+    "FrameError",
+    "FrameReader",
     "Generate",
     "GenerateRequest",
     "GenerationFailed",
@@ -75,4 +79,5 @@ __all__ = [
     "decode_worker_message",
     "encode_message",
     "error_from_code",
+    "frame",
 ]

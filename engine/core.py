@@ -41,6 +41,10 @@ class Runner(Protocol):
         """The new tokens of a launched step, one entry per scheduled pair."""
         ...
 
+    def warm_up(self) -> None:
+        """Compute a small batch that touches no sequence's blocks. Raises when the device is unusable."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClientMessage:
@@ -59,7 +63,7 @@ class EngineCore:
 
     def __init__(self, config: EngineConfig, model: ModelInfo, runner: Runner) -> None:
         self.model = model
-        self._runner = runner
+        self.runner = runner
         self._requests: dict[tuple[int, int], list[Sequence]] = {}
         self._in_flight: SchedulerOutput | None = None
         self.scheduler = Scheduler(
@@ -124,9 +128,9 @@ class EngineCore:
         self._in_flight = self.scheduler.schedule()
         if not self._in_flight.scheduled:
             return []
-        pending = self._runner.launch(self._in_flight)
+        pending = self.runner.launch(self._in_flight)
         on_launched()
-        sampled = self._runner.collect(pending)
+        sampled = self.runner.collect(pending)
         messages = self._update(self._in_flight, sampled)
         self._in_flight = None
         return messages

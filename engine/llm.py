@@ -46,7 +46,7 @@ Prompt = str | TokensPrompt
 
 @dataclasses.dataclass(slots=True)
 class CompletionOutput:
-    """One of the n samples of a prompt. `stop_reason` is the stop string or the stop token id that ended it, if one did."""
+    """One of the n samples of a prompt. `stop_reason` is the stop string or the token id that ended it, if one did."""
 
     index: int
     text: str = ""
@@ -91,7 +91,7 @@ class LLM:
 
         prompts: a str, `{"prompt_token_ids": [...]}`, or a list of either.
         sampling_params: one for all, or one per prompt; the model's own defaults, with 16 tokens, if not given.
-        Raises InvalidRequest or ContextLengthExceeded, before anything is generated, for a prompt that cannot be served.
+        Raises InvalidRequest or ContextLengthExceeded, before anything is generated, if one cannot be served.
         """
         prompt_list = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params_list = self._params_for(prompt_list, sampling_params)

@@ -43,9 +43,7 @@ log = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_BAD_MODEL = 2  # starting again would not help
-EXIT_FAILED = 3
 STATUS_INTERVAL_S = 1.0
-MAX_FAILED_STEPS_IN_A_ROW = 3
 FLUSH_S = 1.0
 _INTERNAL_CLIENT = 0  # the server counts from 1
 _PR_SET_PDEATHSIG = 1
@@ -74,7 +72,6 @@ class EngineProcess:
         self._stage = "starting"
         self._core: EngineCore | None = None
         self._next_status_at = 0.0
-        self._failed_steps = 0
         self._stop_requested = False
         self._stop_at: float | None = None
 
@@ -107,14 +104,11 @@ class EngineProcess:
                 continue
             try:
                 self._send(core.step(on_launched=lambda: self._take_events(core, wait=False)))
-                self._failed_steps = 0
             except Exception:  # the boundary: one bad step fails its own requests, not the engine
                 log.exception("a step failed")
                 self._send(core.fail_step(GenerationFailed("The engine failed to compute this request.")))
-                self._failed_steps += 1
-                if self._failed_steps == MAX_FAILED_STEPS_IN_A_ROW:
-                    log.critical("%d steps failed in a row: giving up", self._failed_steps)
-                    return EXIT_FAILED
+                # Was it the requests, or the device? A device that cannot even warm up raises again, and ends us.
+                core.runner.warm_up()
         return EXIT_OK
 
     def _first_generation(self, core: EngineCore) -> None:

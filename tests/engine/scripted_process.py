@@ -1,4 +1,4 @@
-"""`python -m tests.engine.scripted_process SOCKET [DELAY_MS] [GRACE_S]`: the real engine process over a scripted runner.
+"""`python -m tests.engine.scripted_process SOCKET [DELAY_MS] [GRACE_S]`: the engine process over a script.
 
 A prompt whose first token is FAIL_TOKEN makes its step raise; one with BREAK_TOKEN breaks the device for good.
 """

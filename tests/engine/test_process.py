@@ -152,7 +152,7 @@ def test_a_request_is_answered_and_others_go_on(start: Callable[..., Engine]) ->
     first.generate(1, [20, 30], max_tokens=50, n=2)
     second.generate(1, list(range(10, 150)), max_tokens=5)
     assert second.finish(1)[0] == expected_tokens(list(range(10, 150)), 5)
-    tokens, last = first.finish(1)
+    _, last = first.finish(1)
     assert last.finish_reason == "length"
     assert last.usage is not None
     assert (last.usage.num_prompt_tokens, last.usage.num_output_tokens) == (2, 50)

@@ -81,6 +81,11 @@ class LLM:
         self._core = EngineCore(config, self._model, runner)
         self._tokenizer = Tokenizer.from_dir(self._model.model_dir)
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._model.vocab_size
+
     def generate(
         self,
         prompts: Prompt | SequenceABC[Prompt],

@@ -1,1 +1,1 @@
-"""Benchmarks: one script per question. Each prints a table for people on stderr and one JSON object as its last line."""
+"""Benchmarks, one script per question: a table for people on stderr, and one JSON object as the last line."""

@@ -3,8 +3,8 @@
     python benchmarks/serving.py --model models/galley-tiny                    # starts `serve`, measures, stops it
     python benchmarks/serving.py --url http://127.0.0.1:8080 --model NAME      # measures a server that runs
 
-The load generator is this process; the server is others. Each of --num-requests streams /v1/completions with a prompt of
-random token ids and exactly --output-len greedy tokens; --max-concurrency of them are open at a time, arriving at
+The load generator is this process; the server is others. Each of --num-requests streams /v1/completions with a prompt
+of random token ids and exactly --output-len greedy tokens; --max-concurrency of them are open at a time, arriving at
 --request-rate per second (Poisson), or as fast as they are answered. transformers gets the same prompts in batches of
 --max-concurrency, after the server has stopped.
 """

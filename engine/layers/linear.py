@@ -44,7 +44,8 @@ class Embedding:
     """The table of token embeddings, [vocab_size, hidden_size]."""
 
     def __init__(self, weights: Weights, name: str, vocab_size: int, hidden_size: int) -> None:
-        self.table = weights.take(name + ".weight", (vocab_size, hidden_size))
+        # A copy: what `take` gives may be a mapped file, whose pages would come and go with the page cache.
+        self.table = weights.take(name + ".weight", (vocab_size, hidden_size)).clone()
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Ids [T] to rows [T, hidden_size]."""

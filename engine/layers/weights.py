@@ -9,7 +9,8 @@ class Weights(Protocol):
     """A checkpoint's tensors by name."""
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `name` in the dtype to compute in; the caller may keep it but not write to it.
+        """The tensor `name` in the dtype to compute in; it may be a mapped file, so what is kept is copied, and
+        nothing is written to it.
 
         Raises ValueError, naming it, when it is missing, has another shape, or was taken before.
         """

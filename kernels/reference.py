@@ -140,7 +140,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
 
 
 def truncation_threshold(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The least value of `scaled` (one row of logits / T, float32) that top_k and then top_p keep.
+    """The least value of `scaled` (one row of (logits - max) / T, float32) that top_k and then top_p keep.
 
     top_k keeps the k largest. top_p then keeps the smallest prefix, in descending order, of the softmax over what
     top_k kept whose mass reaches top_p, and at least one token. Tokens that tie with the last kept one stay too, so
@@ -159,8 +159,9 @@ def truncation_threshold(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
 def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     """One token id per row of logits [rows, vocab]; int64 [rows]. Ties go to the lowest id.
 
-    A row of temperature 0 takes its argmax. Any other row takes the argmax of logits / T + Gumbel noise over the tokens
-    that top_k and top_p keep, which draws from their softmax (Gumbel 1954; the "Gumbel-max trick"). The noise is keyed
+    A row of temperature 0 takes its argmax. Any other row takes the argmax of (logits - max) / T + Gumbel noise over
+    the tokens that top_k and top_p keep, which draws from their softmax (Gumbel 1954; "Gumbel-max trick"). Subtracting
+    the row's maximum changes no probability and keeps the quotient finite at the least temperatures. The noise is keyed
     by (seed, position, token id): a row's token depends on nothing else in the batch.
     """
     wide = logits.float()
@@ -170,7 +171,7 @@ def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     for row, temperature in enumerate(sampling.temperature.tolist()):
         if temperature == 0.0:
             continue
-        scaled = wide[row] / temperature
+        scaled = (wide[row] - wide[row].max()) / temperature
         threshold = truncation_threshold(scaled, int(sampling.top_k[row]), float(sampling.top_p[row]))
         noise = gumbel_noise(sampling.seeds[row : row + 1], sampling.positions[row : row + 1], wide.shape[1])[0]
         tokens[row] = (scaled + noise).masked_fill(scaled < threshold, float("-inf")).argmax()

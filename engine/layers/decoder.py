@@ -18,7 +18,7 @@ KVCache = list[tuple[Tensor, Tensor]]
 
 
 class DecoderLayer:
-    """x += attention(norm(x)); x += mlp(norm(x)). The sum is carried beside its last part, so that norms can fuse it."""
+    """x += attention(norm(x)); x += mlp(norm(x)). Each addition is left to the norm that follows it."""
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str, kernels: Kernels, *, qk_norm: bool) -> None:
         size, eps = config.hidden_size, config.rms_norm_eps

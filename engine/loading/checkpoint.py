@@ -26,7 +26,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path, dtype: torch.dtype) -> None:
-        """Open the files and list what they hold. Raises ValueError where one is missing, damaged, or repeats a name."""
+        """Open the files and list their tensors. Raises ValueError where one is missing or damaged, or repeats a name."""
         self._dtype = dtype
         self._owner: dict[str, Any] = {}
         self._taken: set[str] = set()
@@ -46,7 +46,7 @@ class Checkpoint:
         self._owner.clear()
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `name`. Raises ValueError when it is missing, taken before, or has another shape or no float type."""
+        """See `Weights.take`. Raises ValueError also for a type that is no float."""
         if name in self._taken:
             raise ValueError(f"the weight {name!r} was asked for twice")
         if name not in self._owner:

@@ -38,7 +38,8 @@ def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
 
 
 def _draw(logits: Tensor, sampling: SamplingTensors) -> Tensor:
-    scaled = logits.float() / sampling.temperature[:, None]
+    wide = logits.float()
+    scaled = (wide - wide.amax(-1, keepdim=True)).div_(sampling.temperature[:, None])
     vocab_size = scaled.shape[1]
     if sampling.any_truncated:
         rows = ((sampling.top_k > 0) & (sampling.top_k < vocab_size) | (sampling.top_p < 1.0)).nonzero().squeeze(1)

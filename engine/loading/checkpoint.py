@@ -26,7 +26,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path, dtype: torch.dtype) -> None:
-        """Open the files and list their tensors. Raises ValueError where one is missing or damaged, or repeats a name."""
+        """Open the files and list their tensors. Raises ValueError where one is missing, damaged or repeats a name."""
         self._dtype = dtype
         self._owner: dict[str, Any] = {}
         self._taken: set[str] = set()

@@ -1,0 +1,70 @@
+"""Finding the strings that end an output, while the text still comes in pieces.
+
+Knows text only; must not know tokens.
+"""
+
+
+class StopStrings:
+    """Cuts a text at the first of the stop strings, whatever the pieces it comes in.
+
+    The match that starts first wins; of those that start at the same place, the one that is first in `stops`. A stop
+    string that is complete is therefore not reported while one that started before it may still become complete.
+
+    matched: the stop string that ended the text, or None.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = stops
+        # Text not yet given out: from the first place at which some stop string may have started. It is never longer
+        # than the longest stop string less one character.
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Text that is safe to give out, and the stop string if one ended the text. Later text is ignored then."""
+        if self.matched is not None:
+            return "", None
+        if not self._stops:
+            return text, None
+        self._held += text
+        match = self._first_match()
+        live = self._first_live()
+        if match is not None and (live is None or match < live):
+            return self._cut(match), self.matched
+        end = len(self._held) if live is None else live[0]
+        safe, self._held = self._held[:end], self._held[end:]
+        return safe, None
+
+    def finish(self) -> str:
+        """What was held back, cut at a stop string if it holds one (`matched` tells). Call it after the last push."""
+        match = self._first_match()
+        if match is not None:
+            return self._cut(match)
+        safe, self._held = self._held, ""
+        return safe
+
+    def _cut(self, match: tuple[int, int]) -> str:
+        start, rank = match
+        safe, self._held = self._held[:start], ""
+        self.matched = self._stops[rank]
+        return safe
+
+    def _first_match(self) -> tuple[int, int] | None:
+        """(start, rank of the stop string) of the first complete one in the held text."""
+        found = ((self._held.find(stop), rank) for rank, stop in enumerate(self._stops))
+        return min((match for match in found if match[0] >= 0), default=None)
+
+    def _first_live(self) -> tuple[int, int] | None:
+        """(start, rank) of the first stop string that has begun at the end of the held text and is not complete."""
+        found = ((_live_start(self._held, stop), rank) for rank, stop in enumerate(self._stops))
+        return min((live for live in found if live[0] >= 0), default=None)
+
+
+def _live_start(text: str, stop: str) -> int:
+    """First index from which the rest of `text` is a proper prefix of `stop`; -1 if there is none."""
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return start

@@ -3,6 +3,7 @@
 Every sequence gets the tokens of `reply`, one per step, and ends with the end-of-sequence id or at max_tokens.
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -199,8 +200,6 @@ class ScriptedEngine:
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     connection.close()

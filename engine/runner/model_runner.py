@@ -4,7 +4,9 @@ Knows the model, its cache and the rows of running sequences. Must not know why 
 """
 
 import dataclasses
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +50,16 @@ def num_blocks_for(memory_bytes: int, config: ModelConfig, block_size: int, dtyp
     return memory_bytes // bytes_per_block(config, block_size, dtype)
 
 
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose pages cost neither time nor memory until a block is first written.
+
+    They must be zeros, since a masked key of NaN would still spoil its row: 0 * NaN is NaN. torch.zeros writes them all,
+    which takes seconds and the whole of the cache's memory at start; numpy asks the system for pages of zeros.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+
+
 class ModelRunner:
     """A model and the state of its running sequences on the device. Not for two threads at once.
 
@@ -65,9 +77,8 @@ class ModelRunner:
         self._builder = BatchBuilder(limits.max_num_seqs, limits.max_model_len, limits.block_size)
         self._block_size = limits.block_size
         shape = (limits.num_blocks, limits.block_size, config.num_kv_heads, config.head_dim)
-        # Zeros, since a masked key of NaN would still spoil its row: 0 * NaN is NaN.
         self._kv_cache: KVCache = [
-            (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(config.num_layers)
+            (_untouched_zeros(shape, dtype), _untouched_zeros(shape, dtype)) for _ in range(config.num_layers)
         ]
 
     @torch.inference_mode()

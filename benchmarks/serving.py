@@ -164,7 +164,8 @@ def peer_tok_s(prompts: list[list[int]], args: argparse.Namespace) -> float:
         for batch in batches:
             peer.generate(batch, args.output_len)
 
-    return len(prompts) * args.output_len / timed(run)
+    num_tokens: int = len(prompts) * args.output_len
+    return num_tokens / timed(run)
 
 
 def main() -> None:

@@ -1,0 +1,70 @@
+"""The Flask application: paths, request ids, and every error as OpenAI's body.
+
+Knows Flask. Must not know gunicorn, the engine's socket or what a route does.
+"""
+
+import logging
+import re
+import secrets
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from container.config import ServerConfig
+from container.engine_client import Engine
+from container.responses import error_body, error_response, json_response, log_error
+from container.routes import chat, completions, models, sagemaker
+from container.routes.serving import Serving
+from engine.api import ServingError
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID_CHARS = re.compile(r"[^A-Za-z0-9._:/+=@-]")
+_MAX_REQUEST_ID_CHARS = 128
+
+
+def create_app(engine: Engine, config: ServerConfig) -> Flask:
+    """The application over one engine."""
+    app = Flask("galley", static_folder=None)
+    serving = Serving(engine, config)
+
+    app.before_request(_set_request_id)
+    app.after_request(_add_request_id)
+    app.register_error_handler(Exception, _handle_error)
+
+    app.add_url_rule("/ping", "ping", lambda: sagemaker.ping(serving), methods=["GET", "POST"])
+    app.add_url_rule("/invocations", "invocations", lambda: sagemaker.invocations(serving), methods=["POST"])
+    app.add_url_rule("/v1/chat/completions", "chat", lambda: chat.answer(serving, serving.body()), methods=["POST"])
+    app.add_url_rule(
+        "/v1/completions", "completions", lambda: completions.answer(serving, serving.body()), methods=["POST"]
+    )
+    app.add_url_rule("/v1/models", "models", lambda: models.list_models(serving), methods=["GET"])
+    app.add_url_rule("/v1/models/<path:name>", "model", lambda name: models.get_model(serving, name), methods=["GET"])
+    return app
+
+
+def _set_request_id() -> None:
+    # Only ever echoed and logged: the engine's ids are our own.
+    given = _REQUEST_ID_CHARS.sub("", request.headers.get("X-Request-Id", ""))[:_MAX_REQUEST_ID_CHARS]
+    g.request_id = given or secrets.token_hex(16)
+
+
+def _add_request_id(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.get("request_id", "")
+    return response
+
+
+def _handle_error(error: Exception) -> Response:
+    """Every error of a request, before its first byte, ends here."""
+    if isinstance(error, ServingError):
+        log_error(error, g.request_id)
+        return error_response(error)
+    if isinstance(error, HTTPException):
+        status = error.code or 500
+        message = f"{error.name}: {request.method} {request.path[:200]}"
+        response = json_response(error_body(status, message, None, error.name.lower().replace(" ", "_")), status)
+        if allow := dict(error.get_headers()).get("Allow"):
+            response.headers["Allow"] = allow
+        return response
+    log.exception("request %s failed", g.request_id)
+    return json_response(error_body(500, "The server failed on this request.", None, "internal_error"), 500)

@@ -1,0 +1,366 @@
+"""A web worker's one connection to the engine.
+
+One reader greenlet takes the engine's messages and feeds a mailbox per HTTP request; one writer greenlet sends ours,
+so that no request's greenlet ever waits in a send. When the connection ends, every open request gets EngineDied at
+once, and the client connects again for as long as it lives.
+
+Knows engine.api's messages and gevent. Must not know HTTP, JSON or text.
+"""
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import gevent
+import msgspec
+from gevent import socket
+from gevent.event import Event
+
+from container.mailbox import Mailbox
+from container.served_model import ServedModel, load_served_model
+from engine.api import (
+    Abort,
+    DeadlineExceeded,
+    EngineDied,
+    EngineNotReady,
+    EngineStatus,
+    FrameError,
+    FrameReader,
+    Generate,
+    GenerateRequest,
+    ModelInfo,
+    Outputs,
+    Overloaded,
+    RequestAborted,
+    RequestFailed,
+    RequestOutput,
+    SamplingParams,
+    ServingError,
+    WorkerMessage,
+    decode_engine_message,
+    encode_message,
+    error_from_code,
+    frame,
+)
+
+log = logging.getLogger(__name__)
+
+_RECV_BYTES = 256 * 1024
+_MAX_QUEUED_BYTES = 64 * 2**20
+_RECONNECT_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+_RELOAD_MODEL_S = 5.0
+# The engine ends a request at its deadline; this long after it, the worker does so itself.
+_DEADLINE_SLACK_S = 2.0
+_CONNECTION_ERRORS = (OSError, FrameError, msgspec.MsgspecError, gevent.Timeout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """What /ping tells: whether requests can be served now, and for people, what is going on."""
+
+    is_ready: bool
+    state: str
+    stage: str
+
+
+class Generation(Protocol):
+    """The running sequences of one HTTP request: iterate for their outputs."""
+
+    def __iter__(self) -> Iterator[tuple[int, RequestOutput]]:
+        """(prompt index, output) pairs until every sequence has finished. Raises a ServingError."""
+
+    def stop_sequence(self, prompt_index: int, index: int) -> None:
+        """This sequence has all it needs (a stop string matched): nothing more of it will be yielded."""
+
+    def cancel(self) -> None:
+        """The client has left: stop everything; the iterating greenlet gets RequestAborted. From any greenlet."""
+
+    def close(self) -> None:
+        """Nobody iterates any more: stop what still runs. May be called twice."""
+
+
+class Engine(Protocol):
+    """The seam between the routes and the engine: EngineClient, or a fake in a test."""
+
+    def health(self) -> Health:
+        """The engine's state from its last pushed status. Never blocks."""
+
+    def model(self) -> ServedModel:
+        """The served model. Raises EngineNotReady while there is none."""
+
+    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, deadline: float) -> Generation:
+        """Start params.n sequences for each prompt. Raises EngineNotReady or Overloaded."""
+
+
+class EngineClient:
+    """The Engine behind a Unix socket. `start` it after the fork, in the hub that serves the requests."""
+
+    def __init__(
+        self,
+        socket_path: str,
+        stall_limit_s: float,
+        load_model: Callable[[ModelInfo], ServedModel] = load_served_model,
+    ) -> None:
+        self._socket_path = socket_path
+        self._stall_limit_s = stall_limit_s
+        self._load_model = load_model
+        self._status: EngineStatus | None = None
+        self._model: ServedModel | None = None
+        self._is_loading_model = False
+        self._connection: _Connection | None = None
+        self._generations: dict[int, EngineGeneration] = {}
+        self._request_ids = itertools.count(1)
+        self._greenlets: list[gevent.Greenlet] = []
+
+    def start(self) -> None:
+        """Connect, and stay connected, in the background."""
+        self._greenlets = [gevent.spawn(self._stay_connected), gevent.spawn(self._watch_for_stalls)]
+
+    def stop(self) -> None:
+        """Close the connection and end the greenlets."""
+        gevent.killall(self._greenlets, timeout=1)
+        if self._connection is not None:
+            self._connection.close()
+
+    def health(self) -> Health:
+        """See Engine."""
+        status = self._status
+        if status is None:
+            return Health(False, "starting", "waiting for the engine")
+        if self._is_stalled(status):
+            return Health(False, "stalled", "the engine gives no sign of life")
+        if status.state == "ready" and (self._model is None or self._model.info != status.model):
+            return Health(False, "starting", "loading the tokenizer")
+        return Health(status.state == "ready", status.state, status.stage)
+
+    def model(self) -> ServedModel:
+        """See Engine."""
+        health = self.health()
+        if not health.is_ready or self._model is None:
+            raise EngineNotReady(f"The model is not ready to serve requests: {health.stage}.")
+        return self._model
+
+    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, deadline: float) -> "EngineGeneration":
+        """See Engine."""
+        connection = self._connection
+        if connection is None or not self.health().is_ready:
+            raise EngineNotReady(f"The model is not ready to serve requests: {self.health().stage}.")
+        request_ids = [next(self._request_ids) for _ in prompts]
+        generation = EngineGeneration(self, request_ids, params.n, deadline)
+        self._generations.update(dict.fromkeys(request_ids, generation))
+        try:
+            for request_id, token_ids in zip(request_ids, prompts, strict=True):
+                request = GenerateRequest(
+                    request_id=request_id, prompt_token_ids=token_ids, params=params, deadline=deadline
+                )
+                connection.send(Generate(request))
+        except ServingError:
+            generation.close()
+            raise
+        return generation
+
+    def abort(self, request_id: int, index: int | None = None) -> None:
+        """Tell the engine to stop a request, or one sequence of it. Does not block, cannot fail."""
+        if self._connection is not None:
+            self._connection.send(Abort(request_id, index), is_bounded=False)
+
+    def forget(self, request_id: int) -> None:
+        """Deliver nothing more for this request."""
+        self._generations.pop(request_id, None)
+
+    def _is_stalled(self, status: EngineStatus) -> bool:
+        return time.monotonic() - status.stamp > self._stall_limit_s
+
+    def _stay_connected(self) -> None:
+        num_failures = 0
+        while True:
+            try:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                try:
+                    sock.connect(self._socket_path)
+                except OSError:
+                    sock.close()
+                    raise
+            except OSError:
+                gevent.sleep(_RECONNECT_S[min(num_failures, len(_RECONNECT_S) - 1)])
+                num_failures += 1
+                continue
+            num_failures = 0
+            self._connection = _Connection(sock, self._stall_limit_s)
+            try:
+                for payload in self._connection.payloads():
+                    self._receive(payload)
+            except _CONNECTION_ERRORS as error:
+                log.error("the connection to the engine broke: %s", error)
+            finally:
+                self._disconnected()
+            gevent.sleep(_RECONNECT_S[0])
+
+    def _disconnected(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._status = None
+        self._fail_all(EngineDied("The engine stopped while it worked on the request."))
+
+    def _fail_all(self, error: ServingError) -> None:
+        for generation in set(self._generations.values()):
+            generation.fail(error)
+
+    def _receive(self, payload: bytes) -> None:
+        message = decode_engine_message(payload)
+        if isinstance(message, Outputs):
+            for output in message.outputs:
+                generation = self._generations.get(output.request_id)
+                if generation is not None:
+                    generation.deliver(output)
+        elif isinstance(message, RequestFailed):
+            failed = self._generations.get(message.request_id)
+            if failed is not None:
+                failed.fail(error_from_code(message.code, message.message, message.param))
+        else:
+            self._status = message
+            self._load_model_if_new(message)
+
+    def _load_model_if_new(self, status: EngineStatus) -> None:
+        known = self._model.info if self._model is not None else None
+        if (
+            status.state == "ready"
+            and status.model is not None
+            and status.model != known
+            and not self._is_loading_model
+        ):
+            self._is_loading_model = True
+            self._greenlets.append(gevent.spawn(self._load, status.model))
+
+    def _load(self, info: ModelInfo) -> None:
+        # A native thread, so that /ping is answered meanwhile.
+        try:
+            self._model = gevent.get_hub().threadpool.apply(self._load_model, (info,))
+            log.info("loaded the tokenizer of %s", info.served_name)
+        except (OSError, ValueError, ServingError):
+            log.exception("cannot load the tokenizer of %s; trying again", info.served_name)
+            gevent.sleep(_RELOAD_MODEL_S)
+        finally:
+            self._is_loading_model = False
+
+    def _watch_for_stalls(self) -> None:
+        num_stale = 0
+        while True:
+            gevent.sleep(min(1.0, self._stall_limit_s / 4))
+            status = self._status
+            # Twice in a row: after this process itself was stopped, the reader deserves a chance to catch up first.
+            num_stale = num_stale + 1 if status is not None and self._is_stalled(status) else 0
+            if num_stale >= 2 and self._generations:
+                log.error("the engine gives no sign of life; failing %d requests", len(self._generations))
+                self._fail_all(EngineDied("The engine stopped responding while it worked on the request."))
+
+
+class _Connection:
+    """Frames over one socket. A send only queues; the writer greenlet closes a socket that the engine does not read."""
+
+    def __init__(self, sock: socket.socket, send_timeout_s: float) -> None:
+        self._sock = sock
+        self._send_timeout_s = send_timeout_s
+        self._frames: deque[bytes] = deque()
+        self._num_queued_bytes = 0
+        self._has_frames = Event()
+        self._writer = gevent.spawn(self._write)
+
+    def send(self, message: WorkerMessage, *, is_bounded: bool = True) -> None:
+        """Queue a message. Raises Overloaded when `is_bounded` and too much is waiting already."""
+        data = frame(encode_message(message))
+        if is_bounded and self._num_queued_bytes + len(data) > _MAX_QUEUED_BYTES:
+            raise Overloaded("Too many requests are on their way to the engine; try again later.")
+        self._frames.append(data)
+        self._num_queued_bytes += len(data)
+        self._has_frames.set()
+
+    def payloads(self) -> Iterator[bytes]:
+        """What the engine sends, until it closes the connection."""
+        reader = FrameReader()
+        while data := self._sock.recv(_RECV_BYTES):
+            yield from reader.feed(data)
+            # A busy engine must not keep the requests' greenlets from running.
+            gevent.sleep(0)
+
+    def close(self) -> None:
+        """Drop what is queued and close the socket, which also ends `payloads`."""
+        if self._writer is not gevent.getcurrent():
+            self._writer.kill(block=False)
+        self._sock.close()
+
+    def _write(self) -> None:
+        try:
+            while True:
+                self._has_frames.wait()
+                while self._frames:
+                    data = self._frames.popleft()
+                    with gevent.Timeout(self._send_timeout_s):
+                        self._sock.sendall(data)
+                    self._num_queued_bytes -= len(data)
+                self._has_frames.clear()
+        except (OSError, gevent.Timeout) as error:
+            log.error("the engine does not take our messages: %s", error)
+            # The reader sees the end and fails the open requests.
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+
+class EngineGeneration:
+    """See Generation: one engine request per prompt, all in one mailbox."""
+
+    def __init__(self, client: EngineClient, request_ids: list[int], n: int, deadline: float) -> None:
+        self._client = client
+        self._prompt_index = {request_id: i for i, request_id in enumerate(request_ids)}
+        self._request_ids = request_ids
+        self._running = {(request_id, index) for request_id in request_ids for index in range(n)}
+        self._deadline = deadline
+        self._mailbox = Mailbox()
+
+    def __iter__(self) -> Iterator[tuple[int, RequestOutput]]:
+        while self._running:
+            for output in self._mailbox.take(max(0.0, self._deadline + _DEADLINE_SLACK_S - time.monotonic())):
+                key = (output.request_id, output.index)
+                if key not in self._running:
+                    continue
+                if output.finish_reason is not None:
+                    self._finish(key)
+                yield self._prompt_index[output.request_id], output
+            if time.monotonic() > self._deadline + _DEADLINE_SLACK_S:
+                raise DeadlineExceeded("The request took longer than this server allows.")
+
+    def deliver(self, output: RequestOutput) -> None:
+        """The engine sent this."""
+        self._mailbox.put(output)
+
+    def fail(self, error: ServingError) -> None:
+        """The request ends with `error`, at once."""
+        self._mailbox.fail(error)
+
+    def stop_sequence(self, prompt_index: int, index: int) -> None:
+        """See Generation."""
+        key = (self._request_ids[prompt_index], index)
+        if key in self._running:
+            self._client.abort(*key)
+            self._finish(key)
+
+    def cancel(self) -> None:
+        """See Generation."""
+        self.close()
+        self.fail(RequestAborted("The client has left."))
+
+    def close(self) -> None:
+        """See Generation."""
+        for request_id in {request_id for request_id, _ in self._running}:
+            self._client.abort(request_id)
+            self._client.forget(request_id)
+        self._running.clear()
+
+    def _finish(self, key: tuple[int, int]) -> None:
+        self._running.discard(key)
+        if not any(request_id == key[0] for request_id, _ in self._running):
+            self._client.forget(key[0])

@@ -1,0 +1,82 @@
+"""From an HTTP request to the fields of its JSON body, within the limits.
+
+Knows WSGI's input and gunicorn's parse errors. Must not know what the fields mean.
+"""
+
+import re
+
+import gevent
+from flask import Request
+from gunicorn.http.errors import NoMoreData, ParseException
+
+from container.schema.fields import RawBody, split
+from engine.api import DeadlineExceeded, InvalidRequest, RequestAborted, RequestError
+
+_READ_BYTES = 256 * 1024
+# A client that sends nothing for so long in the middle of its body has left.
+_READ_TIMEOUT_S = 60.0
+_JSON_TYPE = re.compile(r'application/(json|[\w.-]+\+json)(\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than this server takes."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not declared as JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+def read_json_fields(request: Request, max_bytes: int) -> RawBody:
+    """The top-level fields of the body. A missing Content-Type counts as JSON.
+
+    Raises UnsupportedMediaType, BodyTooLarge (before anything is read, where Content-Length tells) or InvalidRequest.
+    """
+    content_type = request.headers.get("Content-Type", "").strip()
+    if content_type and not _JSON_TYPE.fullmatch(content_type):
+        raise UnsupportedMediaType("The body must be JSON in UTF-8: send Content-Type: application/json.")
+    if "gzip" in request.headers.get("Content-Encoding", "").lower():
+        raise UnsupportedMediaType("A compressed body is not supported here.")
+    body = _read(request, max_bytes)
+    if not body.strip():
+        raise InvalidRequest("The request body is empty; it must be a JSON object.")
+    return split(body)
+
+
+def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.content_length
+    if declared is not None and declared > max_bytes:
+        raise _too_large(max_bytes)
+    stream = request.environ["wsgi.input"]
+    pieces = bytearray()
+    limit = max_bytes if declared is None else declared
+    try:
+        # One byte over the limit is enough to know.
+        while piece := _read_piece(stream, min(_READ_BYTES, limit + 1 - len(pieces))):
+            pieces += piece
+            if len(pieces) > max_bytes:
+                raise _too_large(max_bytes)
+    except (NoMoreData, OSError) as error:
+        raise RequestAborted("The client left in the middle of its body.") from error
+    except ParseException as error:
+        raise InvalidRequest("The body's transfer coding is malformed.") from error
+    if declared is not None and len(pieces) < declared:
+        raise RequestAborted("The client left in the middle of its body.")
+    return bytes(pieces)
+
+
+def _read_piece(stream: object, num_bytes: int) -> bytes:
+    if num_bytes <= 0:
+        return b""
+    with gevent.Timeout(_READ_TIMEOUT_S, DeadlineExceeded("The body did not arrive in time.")):
+        piece: bytes = stream.read(num_bytes)  # type: ignore[attr-defined]
+        return piece
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than the limit of {max_bytes / 2**20:g} MiB.")

@@ -1,0 +1,90 @@
+"""HTTP responses: JSON, OpenAI's error body, and server-sent events that always stop their generation.
+
+Knows Flask responses and ServingError. Must not know any schema.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from flask import Response
+
+from engine.api import EngineError, RequestAborted, ServingError
+
+log = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+_TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """`body` as compact JSON."""
+    return Response(msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def error_body(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = _TYPES.get(status, "timeout_error" if status == 504 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(error: ServingError) -> Response:
+    """The response for an error that came before the first byte."""
+    response = json_response(error_body(error.status, error.message, error.param, error.code), error.status)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+def log_error(error: ServingError, request_id: str) -> None:
+    """The caller's faults at INFO; ours with their traceback."""
+    if isinstance(error, EngineError):
+        log.error("request %s: %s: %s", request_id, error.code, error.message, exc_info=error)
+    else:
+        log.info("request %s: %d %s: %s", request_id, error.status, error.code, error.message)
+
+
+def event(data: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+class EventStream:
+    """The body of a streaming response.
+
+    A class rather than a generator, because a generator that was never started runs no `finally`: `on_close` runs once
+    however the response ends, whether the client read all of it, left, or never came to the first byte.
+    """
+
+    def __init__(self, events: Iterator[bytes], on_close: Callable[[], None], request_id: str) -> None:
+        """Waits for the first event, so that an error before it can still become a status. Raises that error."""
+        self._on_close = on_close
+        self._request_id = request_id
+        self._events = events
+        self._first: bytes | None = None
+        try:
+            self._first = next(events)
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            if self._first is not None:
+                yield self._first
+            yield from self._events
+        except ServingError as error:
+            log_error(error, self._request_id)
+            if not isinstance(error, RequestAborted):
+                yield event(error_body(error.status, error.message, error.param, error.code))
+
+    def close(self) -> None:
+        """Stop the generation; called by the WSGI server at the end of the response."""
+        self._on_close()
+
+
+def event_stream_response(stream: EventStream) -> Response:
+    """The response around a stream; no proxy may collect or keep it."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return Response(stream, content_type="text/event-stream; charset=utf-8", headers=headers)

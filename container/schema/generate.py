@@ -1,0 +1,80 @@
+"""TGI's body: {"inputs": …, "parameters": {…}, "stream": …}, which SageMaker's Hugging Face clients send.
+
+Knows TGI's names. Must not know responses.
+"""
+
+import msgspec
+
+from container.schema.fields import NOTHING, FieldRule, RawBody, read
+from engine.api import InvalidRequest, ModelInfo, SamplingParams
+
+# What TGI 3 takes when a request names none.
+DEFAULT_MAX_NEW_TOKENS = 100
+
+_BODY_RULE = FieldRule(neutral={}, without_effect=frozenset())
+_PARAMETERS_RULE = FieldRule(
+    neutral={
+        "details": (False,),
+        "decoder_input_details": (False,),
+        "best_of": (1,),
+        "repetition_penalty": (1,),
+        "frequency_penalty": (0,),
+        "typical_p": (1,),
+        "top_n_tokens": (0,),
+        "truncate": NOTHING,
+        "watermark": (False,),
+        "grammar": NOTHING,
+        "adapter_id": NOTHING,
+    },
+    without_effect=frozenset(),
+)
+
+
+class GenerateBody(msgspec.Struct, kw_only=True):
+    """The outer object; `parameters` is read by a rule of its own."""
+
+    inputs: str
+    parameters: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
+    stream: bool = False
+
+
+class GenerateParameters(msgspec.Struct, kw_only=True):
+    """The parameters that take effect."""
+
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    do_sample: bool | None = None
+    seed: int | None = None
+    stop: list[str] = msgspec.field(default_factory=list)
+    stop_sequences: list[str] = msgspec.field(default_factory=list)
+    return_full_text: bool = False
+
+    def params(self, info: ModelInfo) -> SamplingParams:
+        """The engine's parameters. Like TGI, greedy unless the request asks for sampling in some way."""
+        if self.max_new_tokens < 1:
+            raise InvalidRequest("'parameters.max_new_tokens' must be at least 1.", "parameters.max_new_tokens")
+        asks = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+        is_sampling = asks if self.do_sample is None else self.do_sample
+        try:
+            return SamplingParams(
+                temperature=(1.0 if self.temperature is None else self.temperature) if is_sampling else 0.0,
+                top_k=self.top_k or 0,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                seed=self.seed,
+                max_tokens=self.max_new_tokens,
+                stop=(*self.stop, *self.stop_sequences),
+            )
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, f"parameters.{error.param}") from None
+
+
+def read_generate(raw: RawBody) -> tuple[GenerateBody, GenerateParameters]:
+    """The request of a body. Raises InvalidRequest, naming the field."""
+    body = read(raw, GenerateBody, _BODY_RULE)
+    try:
+        return body, read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
+    except InvalidRequest as error:
+        where = f"parameters.{error.param}"
+        raise InvalidRequest(error.message.replace(f"'{error.param}'", f"'{where}'"), where) from None

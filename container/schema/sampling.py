@@ -1,0 +1,125 @@
+"""The fields about sampling, stopping and streaming that the OpenAI routes share, and the table of neutral values.
+
+Knows vLLM's and OpenAI's field names. Must not know prompts.
+"""
+
+from typing import Any
+
+import msgspec
+
+from container.schema.fields import NOTHING
+from engine.api import InvalidRequest, ModelInfo, NotFound, SamplingParams
+
+
+class ModelNotFound(NotFound):
+    """The request names a model that is not served here."""
+
+    code = "model_not_found"
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """OpenAI's stream_options, with vLLM's addition where it is neutral."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingFields(msgspec.Struct, kw_only=True):
+    """What /v1/chat/completions and /v1/completions have in common."""
+
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    n: int = 1
+    stop: str | list[str] = msgspec.field(default_factory=list)
+    seed: int | None = None
+    stop_token_ids: list[int] = msgspec.field(default_factory=list)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    def check_streaming(self) -> None:
+        """Raises InvalidRequest for stream_options that ask for the impossible."""
+        options = self.stream_options
+        if options is None:
+            return
+        if not self.stream:
+            raise InvalidRequest("'stream_options' needs 'stream': true.", "stream_options")
+        for name in ("continuous_usage_stats", "include_obfuscation"):
+            if getattr(options, name):
+                raise InvalidRequest(f"'stream_options.{name}' is not supported here.", f"stream_options.{name}")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk of token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def to_params(self, info: ModelInfo, max_tokens: int | None) -> SamplingParams:
+        """The engine's parameters, with the model's own defaults where the request names none."""
+        return SamplingParams(
+            temperature=info.default_temperature if self.temperature is None else self.temperature,
+            top_p=info.default_top_p if self.top_p is None else self.top_p,
+            top_k=info.default_top_k if self.top_k is None else self.top_k,
+            seed=self.seed,
+            n=self.n,
+            max_tokens=max_tokens,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+
+def check_model_name(name: str, info: ModelInfo) -> None:
+    """An empty name is the served model's: AWS's own samples send it. Raises ModelNotFound for another model's."""
+    if name not in ("", info.served_name):
+        shown = name if len(name) <= 128 else name[:128] + "…"
+        raise ModelNotFound(f"The model '{shown}' does not exist here; '{info.served_name}' is served.", "model")
+
+
+# Known fields without a place in the engine yet: these values (and null) ask for nothing.
+SHARED_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "echo": (False,),
+    "response_format": ({"type": "text"},),
+    "include_stop_str_in_output": (False,),
+    "spaces_between_special_tokens": (True,),
+    "bad_words": ([],),
+    "allowed_token_ids": NOTHING,
+    "prompt_logprobs": NOTHING,
+    "truncate_prompt_tokens": NOTHING,
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "add_special_tokens": NOTHING,
+    "structured_outputs": NOTHING,
+    "guided_json": NOTHING,
+    "guided_regex": NOTHING,
+    "guided_choice": NOTHING,
+    "guided_grammar": NOTHING,
+    "priority": (0,),
+    "cache_salt": NOTHING,
+}
+
+# Fields of OpenAI's hosted service that no self-hosted server can give a meaning to.
+WITHOUT_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+    }
+)

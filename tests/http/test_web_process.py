@@ -1,0 +1,222 @@
+"""What only a real server shows: clients that leave, an engine that dies or hangs, bodies of every size, keep-alive."""
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http.conftest import REPLY
+from tests.http.scripted_engine import ScriptedEngine, wait_until
+from tests.http.web_process import WebProcess, post_bytes, running_web
+
+CHAT = "/v1/chat/completions"
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+STALL_LIMIT_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory, shared_engine: ScriptedEngine) -> Iterator[WebProcess]:
+    directory = tmp_path_factory.mktemp("web")
+    with running_web(directory, shared_engine.path, stall_limit_s=STALL_LIMIT_S, request_timeout_s=30) as web:
+        yield web
+
+
+@pytest.fixture(autouse=True)
+def ready(web: WebProcess, engine: ScriptedEngine) -> Iterator[None]:
+    web.wait_ready()
+    yield
+
+
+def read_response(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    response = http.client.HTTPResponse(sock, method="POST")
+    response.begin()
+    return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+
+
+def post(web: WebProcess, path: str, body: Any, *headers: str) -> tuple[int, dict[str, str], bytes]:
+    with web.connect() as sock:
+        sock.sendall(post_bytes(path, body, *headers))
+        return read_response(sock)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_client_that_leaves_is_told_to_the_engine_within_a_second(
+    web: WebProcess, engine: ScriptedEngine, stream: bool
+) -> None:
+    # One token, so that the stream has begun; then nothing that a failing write could notice.
+    engine.step_s = 0.3
+    sock = web.connect()
+    sock.sendall(post_bytes(CHAT, {**BODY, "stream": stream}))
+    if stream:
+        assert b"200 OK" in sock.recv(4096)
+    wait_until(lambda: engine.num_running == 1)
+    engine.held.set()
+    left = time.monotonic()
+    sock.close()
+    wait_until(lambda: engine.aborted, what="an abort")
+    assert engine.aborted[0][0] - left < 1.0
+    assert engine.num_running == 0
+
+
+def test_a_pipelined_request_waits_its_turn_and_is_no_departure(web: WebProcess, engine: ScriptedEngine) -> None:
+    engine.step_s = 0.02
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, BODY))
+        wait_until(lambda: engine.num_running == 1)
+        sock.sendall(post_bytes(CHAT, {**BODY, "stream": True, "max_tokens": 3}))
+        assert json.loads(read_response(sock)[2])["choices"][0]["message"]["content"] == REPLY
+        assert read_response(sock)[2].endswith(b"data: [DONE]\n\n")
+    assert engine.aborted == []
+
+
+def test_a_client_that_leaves_behind_a_pipelined_request(web: WebProcess, engine: ScriptedEngine) -> None:
+    engine.held.set()
+    sock = web.connect()
+    sock.sendall(post_bytes(CHAT, BODY))
+    wait_until(lambda: engine.num_running == 1)
+    sock.sendall(post_bytes(CHAT, BODY))
+    time.sleep(0.2)
+    left = time.monotonic()
+    sock.close()
+    wait_until(lambda: engine.aborted, what="an abort")
+    assert engine.aborted[0][0] - left < 1.0
+
+
+def test_many_requests_on_one_connection(web: WebProcess, engine: ScriptedEngine) -> None:
+    with web.connect() as sock:
+        for stream in [False, True] * 5:
+            sock.sendall(post_bytes(CHAT, {**BODY, "stream": stream}))
+            assert read_response(sock)[0] == 200
+    assert len(engine.generated) == 10
+    assert engine.aborted == []
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_the_engine_dies_in_the_middle(web: WebProcess, engine: ScriptedEngine, stream: bool) -> None:
+    engine.step_s = 0.05
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, {**BODY, "stream": stream}))
+        if stream:
+            assert b"200 OK" in sock.recv(1, socket.MSG_PEEK) + sock.recv(65536, socket.MSG_PEEK)
+        wait_until(lambda: engine.num_running == 1)
+        died = time.monotonic()
+        engine.die()
+        try:
+            status, headers, body = read_response(sock)
+            assert time.monotonic() - died < 1.0
+            if stream:
+                assert status == 200
+                assert json.loads(body.split(b"data: ")[-1])["error"]["code"] == "engine_died"
+                assert body.count(b'"error"') == 1
+            else:
+                assert status == 503
+                assert headers["retry-after"] == "2"
+                assert json.loads(body)["error"]["code"] == "engine_died"
+            assert web.ping()[0] == 503
+            assert post(web, CHAT, BODY)[0] == 503
+        finally:
+            engine.start()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_an_engine_that_hangs_is_unhealthy_and_its_requests_end(
+    web: WebProcess, engine: ScriptedEngine, stream: bool
+) -> None:
+    engine.step_s = 0.05
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, {**BODY, "stream": stream}))
+        wait_until(lambda: engine.num_running == 1)
+        if stream:
+            assert b"200 OK" in sock.recv(1, socket.MSG_PEEK) + sock.recv(65536, socket.MSG_PEEK)
+        stalled = time.monotonic()
+        engine.stalled.set()
+        status, _, body = read_response(sock)
+        assert time.monotonic() - stalled < STALL_LIMIT_S + 2.0
+        assert status == (200 if stream else 503)
+        assert b"engine_died" in body
+        assert web.ping()[0] == 503
+        assert web.ping()[1]["status"] == "stalled"
+
+
+def test_overload_and_failure_keep_their_status(web: WebProcess, engine: ScriptedEngine) -> None:
+    for code, status in (("overloaded", 429), ("deadline_exceeded", 504), ("generation_failed", 500)):
+        engine.failure = (code, "So it is.")
+        for stream in (False, True):
+            got, headers, body = post(web, CHAT, {**BODY, "stream": stream})
+            assert got == status
+            assert ("retry-after" in headers) == (status == 429)
+            assert json.loads(body)["error"]["message"] == "So it is."
+
+
+def test_large_bodies(web: WebProcess, engine: ScriptedEngine) -> None:
+    """50 MB of text are refused for the context; more than max_body_mb are not even read."""
+    status, _, body = post(web, CHAT, {"messages": [{"role": "user", "content": "x" * 50_000_000}]})
+    assert status == 400
+    assert json.loads(body)["error"]["code"] == "context_length_exceeded"
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, b"", length=101 * 2**20))
+        assert read_response(sock)[0] == 413
+
+
+def test_chunked_bodies(web: WebProcess, engine: ScriptedEngine) -> None:
+    data = json.dumps(BODY).encode()
+    coded = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:10], data[10:])) + b"0\r\n\r\n"
+    with web.connect() as sock:
+        for _ in range(2):
+            sock.sendall(post_bytes(CHAT, coded, "Transfer-Encoding: chunked"))
+            assert read_response(sock)[0] == 200
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, b"5\r\nhello, this is no chunk", "Transfer-Encoding: chunked"))
+        assert read_response(sock)[0] == 400
+    chunk = b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, b"", "Transfer-Encoding: chunked"))
+        for _ in range(101):
+            sock.sendall(chunk)
+        assert read_response(sock)[0] == 413
+
+
+def test_a_slow_reader_gets_merged_events(web: WebProcess, engine: ScriptedEngine) -> None:
+    """While the client does not read, its outputs merge: every token arrives, in fewer events."""
+    original = engine.reply
+    engine.reply = [original[0]] * 300
+    try:
+        with web.connect() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.sendall(post_bytes(CHAT, {**BODY, "stream": True}))
+            wait_until(lambda: engine.generated and engine.num_running == 0)
+            body = read_response(sock)[2]
+        events = [json.loads(line[6:]) for line in body.split(b"\n\n") if line.startswith(b"data: {")]
+        assert "".join(e["choices"][0]["delta"].get("content", "") for e in events) == "H" * 300
+    finally:
+        engine.reply = original
+
+
+def test_head_and_options(web: WebProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
+    for method, path, status in (("HEAD", "/ping", 200), ("OPTIONS", CHAT, 200), ("HEAD", CHAT, 405)):
+        connection.request(method, path)
+        response = connection.getresponse()
+        response.read()
+        assert response.status == status
+        if method == "OPTIONS":
+            assert "POST" in response.headers["Allow"]
+    connection.close()
+
+
+def test_idle_connections_do_not_delay_the_end(tmp_path: Path, engine: ScriptedEngine) -> None:
+    with running_web(tmp_path, engine.path, grace_s=20) as web, web.connect() as sock, web.connect() as busy:
+        sock.sendall(post_bytes(CHAT, BODY))
+        assert read_response(sock)[0] == 200
+        engine.step_s = 0.02
+        busy.sendall(post_bytes(CHAT, BODY))
+        wait_until(lambda: engine.num_running == 1)
+        asked = time.monotonic()
+        assert web.stop(15) == 0
+        assert time.monotonic() - asked < 5
+        assert read_response(busy)[0] == 200

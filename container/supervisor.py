@@ -72,7 +72,8 @@ def _local_model(source: str) -> str:
 class Launch(Protocol):
     """Starts a module of ours as a child process."""
 
-    def __call__(self, module: str, *arguments: str) -> "subprocess.Popen[bytes]": ...
+    def __call__(self, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        """The process, leader of a process group of its own."""
 
 
 class Supervisor:

@@ -181,22 +181,6 @@ def test_chunked_bodies(web: WebProcess, engine: ScriptedEngine) -> None:
         assert read_response(sock)[0] == 413
 
 
-def test_a_slow_reader_gets_merged_events(web: WebProcess, engine: ScriptedEngine) -> None:
-    """While the client does not read, its outputs merge: every token arrives, in fewer events."""
-    original = engine.reply
-    engine.reply = [original[0]] * 300
-    try:
-        with web.connect() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            sock.sendall(post_bytes(CHAT, {**BODY, "stream": True}))
-            wait_until(lambda: engine.generated and engine.num_running == 0)
-            body = read_response(sock)[2]
-        events = [json.loads(line[6:]) for line in body.split(b"\n\n") if line.startswith(b"data: {")]
-        assert "".join(e["choices"][0]["delta"].get("content", "") for e in events) == "H" * 300
-    finally:
-        engine.reply = original
-
-
 def test_head_and_options(web: WebProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
     for method, path, status in (("HEAD", "/ping", 200), ("OPTIONS", CHAT, 200), ("HEAD", CHAT, 405)):

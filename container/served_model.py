@@ -6,9 +6,8 @@ Knows engine.text. Must not know how outputs travel.
 import dataclasses
 from pathlib import Path
 
-from engine.text import ChatTemplate, Tokenizer
-
 from engine.api import ModelInfo
+from engine.text import ChatTemplate, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

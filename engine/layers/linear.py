@@ -1,0 +1,66 @@
+"""Linear layers, the embedding table and the language-model head.
+
+The kernels choose the packed form of the weights at load. Must not know what the layers are used for.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.layers.weights import Weights
+from kernels import Kernels
+
+
+class Linear:
+    """One linear layer, or several over the same input joined into one product.
+
+    outputs: (weight's name without ".weight", rows) of each part; the result is their concatenation, [T, sum of rows].
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        outputs: Sequence[tuple[str, int]],
+        in_features: int,
+        bias: bool,
+        kernels: Kernels,
+    ) -> None:
+        parts = [weights.take(f"{name}.weight", (rows, in_features)) for name, rows in outputs]
+        biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in outputs] if bias else []
+        self._packed = kernels.pack_linear(_join(parts), _join(biases) if bias else None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """X [T, in_features] to [T, sum of rows]."""
+        return self._packed(x)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+class Embedding:
+    """The table of token embeddings, [vocab_size, hidden_size]."""
+
+    def __init__(self, weights: Weights, name: str, vocab_size: int, hidden_size: int) -> None:
+        # A copy: what `take` gives may be a mapped file, whose pages would come and go with the page cache.
+        self.table = weights.take(name + ".weight", (vocab_size, hidden_size)).clone()
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """Ids [T] to rows [T, hidden_size]."""
+        return F.embedding(input_ids, self.table)
+
+
+class LMHead:
+    """Hidden states to logits, with the embedding's table where the model ties them.
+
+    A tied head packs a copy of the table: the embedding still needs it row by row.
+    """
+
+    def __init__(self, table: Tensor, kernels: Kernels) -> None:
+        self._packed = kernels.pack_linear(table, None)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden_size] to [rows, vocab_size]."""
+        return self._packed(hidden)

@@ -1,0 +1,119 @@
+"""`load_runner`: from settings to a runner that is warm. Sizes the cache; every refusal is one line of ValueError.
+
+Must not know the scheduler or the sockets.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine import models
+from engine.api import EngineConfig, ModelInfo
+from engine.layers import ModelConfig
+from engine.loading import Checkpoint, read_generation_defaults, read_model_config
+from engine.runner.model_runner import ModelRunner, RunnerLimits, num_blocks_for
+from kernels import Kernels, for_device
+
+_DEFAULT_CPU_CACHE_GIB = 4.0
+_log = logging.getLogger(__name__)
+
+
+def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[ModelRunner, ModelInfo]:
+    """Read the model in `config.model`, pack its weights, allocate the cache and warm up.
+
+    on_stage: told what is going on, for people. Raises ValueError, of one line, where the model or a setting cannot be
+    served.
+    """
+    directory = Path(config.model)
+    on_stage("reading the model's configuration")
+    if not directory.is_dir():
+        raise ValueError(f"the model directory {config.model!r} does not exist")
+    model_config = read_model_config(directory)
+    models.check_architecture(model_config.architecture)
+    generation = read_generation_defaults(directory)
+    kernels = for_device(torch.device("cpu"))
+    dtype = choose_dtype(config, model_config, kernels)
+    limits = choose_limits(config, model_config, dtype)
+    on_stage("loading weights")
+    model = load_model(directory, model_config, dtype, kernels)
+    on_stage("allocating the KV cache")
+    runner = ModelRunner(model, kernels, model_config, dtype, limits)
+    on_stage("warming up")
+    runner.warm_up()
+    info = ModelInfo(
+        served_name=config.served_model_name or directory.resolve().name,
+        model_dir=str(directory),
+        created_s=int(time.time()),
+        vocab_size=model_config.vocab_size,
+        max_model_len=limits.max_model_len,
+        eos_token_ids=generation.eos_token_ids,
+        default_temperature=generation.temperature,
+        default_top_k=generation.top_k,
+        default_top_p=generation.top_p,
+    )
+    return runner, info
+
+
+def load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, kernels: Kernels) -> models.Model:
+    """The model with its weights in `dtype`. Raises ValueError for a weight too few, too many or of another shape."""
+    # Old checkpoints carry the rotary frequencies, and tied ones may repeat the table as the head.
+    harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_word_embeddings else ()))
+    with Checkpoint(directory, dtype) as checkpoint:
+        model = models.build(config, checkpoint, kernels)
+        checkpoint.check_all_taken(harmless)
+    return model
+
+
+def choose_dtype(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> torch.dtype:
+    """The setting's dtype; for "auto" the model's own where the device computes in it well."""
+    if config.dtype != "auto":
+        return _torch_dtype(config.dtype)
+    return kernels.preferred_dtype(_torch_dtype(model.dtype))
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def choose_limits(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> RunnerLimits:
+    """How long sequences may be and how many blocks there are; at least one sequence of max_model_len fits.
+
+    Raises ValueError when the settings ask for more than the model or the memory has. Without a max_model_len of its
+    own, the length is reduced to what the cache holds.
+    """
+    if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
+        raise ValueError(
+            f"max_model_len {config.max_model_len} is more than the model's max_position_embeddings "
+            f"{model.max_position_embeddings}"
+        )
+    max_model_len = config.max_model_len or model.max_position_embeddings
+    blocks_per_seq = -(-max_model_len // config.block_size)
+    memory_gib = config.kv_cache_memory_gib or _DEFAULT_CPU_CACHE_GIB
+    num_blocks = num_blocks_for(int(memory_gib * 2**30), model, config.block_size, dtype)
+    if config.kv_cache_memory_gib is None:
+        num_blocks = min(num_blocks, config.max_num_seqs * blocks_per_seq + 1)
+    limits = RunnerLimits(
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+    )
+    # One block is the null block.
+    fitting_len = (num_blocks - 1) * config.block_size
+    if fitting_len >= max_model_len:
+        return limits
+    if fitting_len < config.block_size:
+        raise ValueError(
+            f"kv_cache_memory_gib {memory_gib:g} does not hold a single block of {config.block_size} tokens"
+        )
+    if config.max_model_len is not None:
+        raise ValueError(
+            f"a KV cache of {memory_gib:g} GiB holds {fitting_len} tokens, but max_model_len is {max_model_len}: "
+            "raise kv_cache_memory_gib or lower max_model_len"
+        )
+    _log.warning("max_model_len is %d, not the model's %d: that is what the KV cache holds", fitting_len, max_model_len)
+    return dataclasses.replace(limits, max_model_len=fitting_len)

@@ -1,0 +1,222 @@
+"""Every operation once, in eager torch: specification, oracle of the tests, baseline of the benchmarks.
+
+Written to be read, not to be fast: float32 throughout, one sequence after the other. `ReferenceKernels` also is a
+complete `Kernels`, slow but right on any device. Must not know sequences, requests or the engine.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from kernels.interface import AttentionMetadata, PackedLinear, SamplingTensors
+
+_MASK_32 = 0xFFFFFFFF
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X [T, in] times weight [out, in] transposed, plus bias [out]; float32 accumulation, rounded once to x's dtype."""
+    y = x.float() @ weight.float().T
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """X / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), float32 inside."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual form: `total = x + residual` rounded to the dtype, and rms_norm(total); returns (norm, total)."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(cos, sin), both float32 [T, 1, D], for positions [T] and inv_freq [D / 2]; `scale` multiplies both.
+
+    Angles are repeated for the two halves, and sin carries the sign of the half that it multiplies:
+    rotate(x) = x * cos + swap_halves(x) * sin.
+    """
+    angles = positions.float()[:, None] * inv_freq.float()
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
+
+def apply_rope(heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding (Su et al. 2021) in the half-rotation form of GPT-NeoX, Llama and Qwen; heads [T, heads, D].
+
+    Dimension i < D/2 and dimension i + D/2 are the two coordinates that angle i turns.
+    """
+    cos, sin = tables
+    wide = heads.float()
+    first, second = wide.chunk(2, -1)
+    return (wide * cos + torch.cat((second, first), -1) * sin).to(heads.dtype)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of SwiGLU (Shazeer 2020) for gate_up [T, 2 * width]: gate first, up second."""
+    gate, up = gate_up.float().chunk(2, -1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+
+
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Write token t's key and value [T, Hkv, D] to slot `slot_mapping[t]` = block * block_size + offset.
+
+    The caches are [blocks, block_size, Hkv, D] and contiguous. A slot of -1 is padding and writes nothing. No slot
+    occurs twice, except in the null block, whose content means nothing.
+    """
+    for new, cache in ((key, key_cache), (value, value_cache)):
+        flat = cache.view(-1, *cache.shape[2:])
+        used = slot_mapping >= 0
+        flat[slot_mapping[used]] = new[used]
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+) -> Tensor:
+    """softmax(scale * q k^T + causal mask) v for each sequence of a ragged batch, K and V read through its block table.
+
+    query: [T, H, D]; caches: [blocks, block_size, Hkv, D] and hold this step's K/V already. Query head h reads
+    key/value head h // (H / Hkv). The query tokens of a sequence are its last ones: query i of n sees the first
+    seq_len - n + i + 1 keys. float32 inside; returns [T, H * D] in query's dtype.
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    block_size, num_kv_heads = key_cache.shape[1:3]
+    out = torch.empty(num_tokens, num_heads * head_dim, dtype=query.dtype, device=query.device)
+    starts = metadata.query_start_loc.tolist()
+    for s, seq_len in enumerate(metadata.seq_lens.tolist()):
+        start, end = starts[s], starts[s + 1]
+        blocks = metadata.block_table[s, : -(-seq_len // block_size)].long()
+        keys = key_cache[blocks].flatten(0, 1)[:seq_len].float().repeat_interleave(num_heads // num_kv_heads, 1)
+        values = value_cache[blocks].flatten(0, 1)[:seq_len].float().repeat_interleave(num_heads // num_kv_heads, 1)
+        scores = torch.einsum("qhd,khd->hqk", query[start:end].float(), keys) * scale
+        last_key = torch.arange(seq_len - (end - start), seq_len, device=query.device)
+        hidden = torch.arange(seq_len, device=query.device) > last_key[:, None]
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out[start:end] = torch.einsum("hqk,khd->qhd", weights, values).flatten(1).to(query.dtype)
+    return out
+
+
+def fmix32(h: Tensor) -> Tensor:
+    """The finaliser of MurmurHash3 on int64 tensors that hold unsigned 32-bit words.
+
+    h ^= h >> 16; h *= 0x85EBCA6B; h ^= h >> 13; h *= 0xC2B2AE35; h ^= h >> 16, all modulo 2^32.
+    Source: Appleby, MurmurHash3.cpp (public domain).
+    """
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK_32
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK_32
+    return h ^ (h >> 16)
+
+
+def row_keys(seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Two 32-bit words (in int64) per row from its seed and the position of the new token.
+
+    a = fmix32(seed_low + 0x9E3779B9); a = fmix32(a ^ seed_high); k1 = fmix32(a ^ position_low);
+    k2 = fmix32((k1 + 0x9E3779B9) ^ position_high), sums modulo 2^32.
+    """
+    a = fmix32(((seeds & _MASK_32) + 0x9E3779B9) & _MASK_32)
+    a = fmix32(a ^ ((seeds >> 32) & _MASK_32))
+    k1 = fmix32(a ^ (positions & _MASK_32))
+    k2 = fmix32(((k1 + 0x9E3779B9) & _MASK_32) ^ ((positions >> 32) & _MASK_32))
+    return k1, k2
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise, float32 [rows, vocab_size], a pure function of (seed, position, token id).
+
+    h = fmix32(token ^ k1) + k2 modulo 2^32 with (k1, k2) of `row_keys`; v = (h + 0.5) * 2^-32 in float32, at most
+    1 - 2^-24; noise = -log(-log1p(-v)). -log1p(-v) is exponential, and exact where it is small: at the maximum.
+    """
+    k1, k2 = row_keys(seeds, positions)
+    tokens = torch.arange(vocab_size, dtype=torch.int64, device=seeds.device)
+    h = (fmix32(tokens ^ k1[:, None]) + k2[:, None]) & _MASK_32
+    v = ((h.to(torch.float32) + 0.5) * 2.0**-32).clamp_(max=1.0 - 2.0**-24)
+    return -torch.log(-torch.log1p(-v))
+
+
+def truncation_threshold(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The least value of `scaled` (one row of (logits - max) / T, float32) that top_k and then top_p keep.
+
+    top_k keeps the k largest. top_p then keeps the smallest prefix, in descending order, of the softmax over what
+    top_k kept whose mass reaches top_p, and at least one token. Tokens that tie with the last kept one stay too, so
+    that the answer does not depend on how a sort orders equals.
+    """
+    ordered = scaled.sort(descending=True).values
+    if 0 < top_k < len(ordered):
+        ordered = ordered[ordered >= ordered[top_k - 1]]
+    if top_p >= 1.0:
+        return ordered[-1]
+    mass = ordered.softmax(-1, dtype=torch.float64).cumsum(-1)
+    num_kept = int((mass < top_p).sum()) + 1
+    return ordered[min(num_kept, len(ordered)) - 1]
+
+
+def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
+    """One token id per row of logits [rows, vocab]; int64 [rows]. Ties go to the lowest id.
+
+    A row of temperature 0 takes its argmax. Any other row takes the argmax of (logits - max) / T + Gumbel noise over
+    the tokens that top_k and top_p keep, which draws from their softmax (Gumbel 1954; "Gumbel-max trick"). Subtracting
+    the row's maximum changes no probability and keeps the quotient finite at the least temperatures. The noise is keyed
+    by (seed, position, token id): a row's token depends on nothing else in the batch.
+    """
+    wide = logits.float()
+    tokens = wide.argmax(-1)
+    if sampling.all_greedy:
+        return tokens
+    for row, temperature in enumerate(sampling.temperature.tolist()):
+        if temperature == 0.0:
+            continue
+        scaled = (wide[row] - wide[row].max()) / temperature
+        threshold = truncation_threshold(scaled, int(sampling.top_k[row]), float(sampling.top_p[row]))
+        noise = gumbel_noise(sampling.seeds[row : row + 1], sampling.positions[row : row + 1], wide.shape[1])[0]
+        tokens[row] = (scaled + noise).masked_fill(scaled < threshold, float("-inf")).argmax()
+    return tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _PlainLinear:
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class ReferenceKernels:
+    """`Kernels` made of the definitions above."""
+
+    rms_norm = staticmethod(rms_norm)
+    add_rms_norm = staticmethod(add_rms_norm)
+    apply_rope = staticmethod(apply_rope)
+    silu_and_mul = staticmethod(silu_and_mul)
+    store_kv = staticmethod(store_kv)
+    sample = staticmethod(sample)
+
+    def preferred_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        """Any type will do: the arithmetic is float32."""
+        return model_dtype
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        """The weights as they are."""
+        return _PlainLinear(weight, bias)
+
+    def rope_tables(self, positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See `rope_tables`."""
+        return rope_tables(positions, inv_freq, scale)
+
+    def plan_attention(self, metadata: AttentionMetadata, block_size: int) -> object:
+        """The metadata is all that the definition needs."""
+        return metadata
+
+    def paged_attention(
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, scale: float
+    ) -> Tensor:
+        """See `paged_attention`."""
+        if not isinstance(plan, AttentionMetadata):
+            raise TypeError("the plan was not made by plan_attention")
+        return paged_attention(query, key_cache, value_cache, plan, scale)

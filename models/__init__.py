@@ -1,0 +1,1 @@
+"""Models that ship with Galley, and the scripts that make them."""

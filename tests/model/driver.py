@@ -1,0 +1,62 @@
+"""A scheduler small enough to be seen through, to drive a runner: whole or chunked prompts, scrambled blocks."""
+
+import random
+from collections.abc import Iterable
+
+from engine.api import GenerateRequest, SamplingParams
+from engine.runner import ModelRunner
+from engine.sequence import SchedulerOutput, Sequence
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
+
+
+def make_sequence(prompt: Iterable[int], row: int = 0, params: SamplingParams = GREEDY, seed: int = 0) -> Sequence:
+    request = GenerateRequest(request_id=row, prompt_token_ids=list(prompt), params=params, deadline=0.0)
+    sequence = Sequence.from_request(request, client_id=0, index=0, base_seed=seed)
+    sequence.row = row
+    return sequence
+
+
+class Driver:
+    """Runs steps: every sequence gets what it lacks, as far as the token budget goes. Blocks come at random."""
+
+    def __init__(self, runner: ModelRunner, block_size: int, budget: int = 10**6) -> None:
+        self.runner = runner
+        self.block_size = block_size
+        self.budget = budget
+        self.free = list(range(1, runner.num_blocks))
+        random.Random(0).shuffle(self.free)
+
+    def step(self, sequences: Iterable[Sequence]) -> dict[Sequence, list[int]]:
+        left = self.budget
+        scheduled: list[tuple[Sequence, int]] = []
+        for sequence in sequences:
+            num_tokens = min(left, sequence.num_uncomputed_tokens)
+            if num_tokens:
+                left -= num_tokens
+                end = sequence.num_computed_tokens + num_tokens
+                while len(sequence.block_ids) * self.block_size < end:
+                    sequence.block_ids.append(self.free.pop())
+                scheduled.append((sequence, num_tokens))
+        sampled = self.runner.collect(self.runner.launch(SchedulerOutput(tuple(scheduled))))
+        assert len(sampled.token_ids) == len(scheduled)
+        result = {}
+        for (sequence, num_tokens), token_ids in zip(scheduled, sampled.token_ids, strict=True):
+            sequence.num_computed_tokens += num_tokens
+            assert len(token_ids) == (sequence.num_computed_tokens == sequence.num_tokens)
+            sequence.token_ids.extend(token_ids)
+            result[sequence] = list(token_ids)
+        return result
+
+    def release(self, sequence: Sequence) -> None:
+        self.free.extend(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.num_computed_tokens = 0
+
+    def generate(self, sequences: list[Sequence], num_tokens: int) -> list[list[int]]:
+        """Step until each sequence has `num_tokens` of output, and free their blocks."""
+        while running := [s for s in sequences if s.num_output_tokens < num_tokens]:
+            self.step(running)
+        for sequence in sequences:
+            self.release(sequence)
+        return [s.token_ids[s.num_prompt_tokens :] for s in sequences]

@@ -173,7 +173,8 @@ class EngineClient:
         self._generations.pop(request_id, None)
 
     def _is_stalled(self, status: EngineStatus) -> bool:
-        return time.monotonic() - status.stamp > self._stall_limit_s
+        # An engine that loads a model stamps at every stage, and a stage may take minutes.
+        return status.state != "starting" and time.monotonic() - status.stamp > self._stall_limit_s
 
     def _stay_connected(self) -> None:
         num_failures = 0

@@ -127,9 +127,13 @@ class Supervisor:
     def _start_engine(self) -> None:
         config = json.dumps(dataclasses.asdict(self._engine_config))
         Path(self._socket_path).unlink(missing_ok=True)
-        self._engine = self._launch(
-            "engine", "--socket", self._socket_path, "--config", config, "--grace-s", str(self._server.grace_s)
-        )
+        arguments = {
+            "--socket": self._socket_path,
+            "--config": config,
+            "--grace-s": str(self._server.grace_s),
+            "--log-level": self._server.log_level.upper(),
+        }
+        self._engine = self._launch("engine", *(word for pair in arguments.items() for word in pair))
         log.info("started the engine, pid %d", self._engine.pid)
         self._monitor = EngineMonitor(self._socket_path, self._server.stall_limit_s, self._server.start_timeout_s)
         self._restart_at = None

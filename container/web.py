@@ -92,7 +92,8 @@ def _logging(server: ServerConfig) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
-            "gunicorn.access": {"level": "INFO", "handlers": [], "propagate": True},
+            # With a logging configuration gunicorn writes its access log whatever `accesslog` says.
+            "gunicorn.access": {"level": "INFO" if server.access_log else "WARNING", "handlers": [], "propagate": True},
         },
     }
 
@@ -105,7 +106,7 @@ def main() -> None:
     if settings.parent_pid is not None:
         die_with_parent(settings.parent_pid)
     configure_logging(settings.server.log_level)
-    logging.getLogger(__name__).info("listening on %s:%d", settings.server.host, settings.server.port)
+    logging.getLogger("container.web").info("listening on %s:%d", settings.server.host, settings.server.port)
     WebApplication(settings).run()
 
 

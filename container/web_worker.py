@@ -6,6 +6,7 @@ knows which connections are between two requests, and hangs up on those at once 
 Knows gunicorn's worker. Must not know the application.
 """
 
+import signal
 import socket
 from typing import Any
 
@@ -19,6 +20,12 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no typ
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[Any] = set()
+
+    def init_process(self) -> None:
+        """Start up. Until our own handlers stand, a signal would go to the master's, which we inherited, and be lost."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""

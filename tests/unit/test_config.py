@@ -84,7 +84,11 @@ def test_the_model_of_sagemaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["--dtype", "float61"], {}, "--dtype must be auto or float32 or bfloat16 or float16, not 'float61' (did you"),
         (["--grace-s", "soon"], {}, "--grace-s must be an integer"),
         (["--access-log", "maybe"], {}, "--access-log must be true or false"),
-        ([], {"SM_GALLEY_MAX_NUM_SEQ": "1"}, "unknown setting SM_GALLEY_MAX_NUM_SEQ in the environment (did you mean SM"),
+        (
+            [],
+            {"SM_GALLEY_MAX_NUM_SEQ": "1"},
+            "unknown setting SM_GALLEY_MAX_NUM_SEQ in the environment (did you",
+        ),
         ([], {"SM_GALLEY_BLOCK_SIZE": "17"}, "SM_GALLEY_BLOCK_SIZE must be a multiple of 16"),
         ([], {"SM_GALLEY_STALL_LIMIT_S": "nan"}, "SM_GALLEY_STALL_LIMIT_S must be at least 2"),
         ([], {"SAGEMAKER_BIND_TO_PORT": "x"}, "SAGEMAKER_BIND_TO_PORT must be an integer"),

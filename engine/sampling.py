@@ -53,15 +53,13 @@ class SamplingState:
         self, rows: np.ndarray[Any, Any], positions: np.ndarray[Any, Any], indices: tuple[int, ...]
     ) -> SamplingBatch:
         """The batch of `rows` [n], whose new tokens have `positions` [n] in their sequences."""
-        temperature, top_k, top_p = self._temperature[rows], self._top_k[rows], self._top_p[rows]
-        sampled = temperature > 0.0
+        temperature = self._temperature[rows]
         tensors = SamplingTensors(
             temperature=torch.from_numpy(temperature),
-            top_k=torch.from_numpy(top_k),
-            top_p=torch.from_numpy(top_p),
+            top_k=torch.from_numpy(self._top_k[rows]),
+            top_p=torch.from_numpy(self._top_p[rows]),
             seeds=torch.from_numpy(self._seed[rows].view(np.int64)),
             positions=torch.from_numpy(positions.astype(np.int64)),
-            all_greedy=not sampled.any(),
-            any_truncated=bool((sampled & ((top_k > 0) | (top_p < 1.0))).any()),
+            all_greedy=not temperature.any(),
         )
         return SamplingBatch(tensors, indices)

@@ -39,7 +39,7 @@ class SamplingTensors:
     temperature: float32; 0 is greedy, and then the other fields of the row mean nothing.
     top_k: int32; 0 keeps all tokens. top_p: float32 in (0, 1]; 1 keeps all tokens.
     seeds: int64, the 64 bits of the row's key. positions: int64, index of the new token in its sequence.
-    all_greedy: every temperature is 0. any_truncated: some sampled row has a top_k or a top_p.
+    all_greedy: every temperature is 0, known on the host.
     """
 
     temperature: Tensor
@@ -48,7 +48,6 @@ class SamplingTensors:
     seeds: Tensor
     positions: Tensor
     all_greedy: bool
-    any_truncated: bool
 
 
 class PackedLinear(Protocol):

@@ -39,7 +39,7 @@ _HARMLESS = frozenset(
         *("finetuning_task", "unsloth_version", "unsloth_fixed", "max_length", "do_sample", "temperature", "top_k"),
         *("top_p", "typical_p", "repetition_penalty", "length_penalty", "num_beams", "num_beam_groups"),
         *("num_return_sequences", "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "diversity_penalty"),
-        "embd_pdrop",
+        *("is_llama_config", "transformers.js_config", "neftune_noise_alpha", "model_max_length"),
     }
 )
 # transformers' own default where it is not hidden_size / num_attention_heads.
@@ -110,12 +110,12 @@ def _refuse_variants(file: JsonFile) -> None:
     if fields.get("is_encoder_decoder"):
         raise ValueError("config.json: 'is_encoder_decoder' is set, but only decoders are supported")
     # Qwen writes a window and switches it off beside it.
-    if fields.get("use_sliding_window", True) and fields.get("sliding_window"):
+    if fields.get("use_sliding_window") is not False and fields.get("sliding_window"):
         raise ValueError("config.json: 'sliding_window' is set, but sliding-window attention is not supported")
     for kind in fields.get("layer_types") or ():
         if kind != "full_attention":
             raise ValueError(f"config.json: 'layer_types' holds {kind!r}; supported is full_attention")
-    if fields.get("partial_rotary_factor", 1.0) != 1.0:
+    if (fields.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ValueError("config.json: 'partial_rotary_factor' other than 1 is not supported")
 
 
@@ -128,7 +128,7 @@ def _rope(file: JsonFile) -> RopeConfig:
     theta = rope.pop("rope_theta", fields.get("rope_theta"))
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
-    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
+    if (rope.pop("partial_rotary_factor", None) or 1.0) != 1.0:
         raise ValueError("config.json: 'partial_rotary_factor' other than 1 is not supported")
     settings = JsonFile("config.json", {**rope, "rope_theta": theta})
     theta = settings.number("rope_theta", 10000.0)

@@ -46,7 +46,7 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
     runner.warm_up()
     info = ModelInfo(
         served_name=config.served_model_name or directory.resolve().name,
-        model_dir=str(directory),
+        model_dir=str(directory.absolute()),
         created_s=int(time.time()),
         vocab_size=model_config.vocab_size,
         max_model_len=limits.max_model_len,

@@ -72,6 +72,7 @@ def test_reference_matches_float64(dtype):
         [(64, 64)],
         [(1, 9), (1, 31), (1, 20)],
         [(2, 700), (33, 600)],
+        [(129, 129), (300, 400)],
     ],
 )
 def test_cpu_form_on_other_shapes_of_batches(lens):

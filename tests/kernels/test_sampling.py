@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,7 +31,6 @@ def tensors(rows, *, temperature=1.0, top_k=0, top_p=1.0, seed=None, position=5)
         seeds=column(list(range(rows)) if seed is None else seed, torch.int64),
         positions=column(position, torch.int64),
         all_greedy=False,
-        any_truncated=True,
     )
     return dataclasses.replace(result, all_greedy=bool((result.temperature == 0).all()))
 
@@ -61,7 +61,8 @@ def test_noise_is_the_documented_hash(seed):
     expected = -torch.log(-torch.log1p(-(words + 0.5) * 2.0**-32))
     assert torch.allclose(noise, expected, atol=1e-5, rtol=1e-5)
     k1, k2 = row_keys(seeds, positions)
-    assert torch.equal(-_negative_noise(k1.int(), k2.int(), 1000)[0], noise.float())
+    cpu_form = _negative_noise(np.arange(1000, dtype=np.uint32), np.uint32(k1.item()), np.uint32(k2.item()))
+    assert torch.equal(-cpu_form, noise.float())
 
 
 @both
@@ -75,11 +76,11 @@ def test_greedy_takes_the_lowest_id_of_the_largest(kernels):
     ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.3, 9, 1.0), (1.0, 0, 0.8)]
 )
 def test_draws_follow_the_softmax(temperature, top_k, top_p):
-    """Chi-square of 40 000 draws, keyed by seed in half of them and by position in the other, at fixed seeds.
+    """Chi-square of thousands of draws, keyed by seed in half of them and by position in the other, at fixed seeds.
 
     For up to 29 degrees of freedom, 70 is beyond the 1 - 1e-5 quantile (67.6 at 29); a biased noise scores hundreds.
     """
-    vocab, draws = 30, 40_000
+    vocab, draws = 30, 40_000 if (top_k, top_p) == (0, 1.0) else 8_000
     logits = torch.linspace(-2.0, 2.0, vocab)[torch.randperm(vocab, generator=torch.Generator().manual_seed(3))]
     half = draws // 2
     sampling = tensors(

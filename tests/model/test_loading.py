@@ -78,6 +78,10 @@ def test_what_changes_nothing_is_accepted(llama):
         _name_or_path="somewhere",
         initializer_range=0.5,
         unsloth_version="1",
+        partial_rotary_factor=None,
+        rope_parameters={"rope_type": "default", "partial_rotary_factor": None, "factor": None},
+        is_llama_config=True,
+        rope_interleaved=False,
     )
     load(llama)
 

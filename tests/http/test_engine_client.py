@@ -37,6 +37,28 @@ def test_outputs_of_several_prompts_name_their_prompt(engine_client: EngineClien
     assert len({request.request_id for request in engine.generated}) == 3
 
 
+def test_a_thousand_prompts_go_to_the_engine_by_and_by(engine_client: EngineClient, engine: ScriptedEngine) -> None:
+    engine.held.set()
+    generation = engine_client.generate([[i] for i in range(200)], SamplingParams(n=3, max_tokens=1), deadline())
+    wait_until(lambda: engine.num_running == 63)
+    gevent.sleep(0.05)
+    assert engine.num_running == 63
+    engine.held.clear()
+    assert sorted(i for i, _ in generation) == sorted([*range(200)] * 3)
+    assert [request.prompt_token_ids for request in engine.generated] == [[i] for i in range(200)]
+
+
+def test_what_came_before_the_engines_death_is_not_lost(engine_client: EngineClient, engine: ScriptedEngine) -> None:
+    generation = engine_client.generate([[1]], PARAMS, deadline())
+    wait_until(lambda: engine.generated and engine.num_running == 0)
+    gevent.sleep(0.05)
+    engine.die()
+    wait_until(lambda: not engine_client.health().is_ready)
+    assert [output.finish_reason for _, output in generation] == ["stop"]
+    engine.start()
+    wait_until(lambda: engine_client.health().is_ready)
+
+
 def test_cancel_aborts_everything_that_runs(engine_client: EngineClient, engine: ScriptedEngine) -> None:
     engine.held.set()
     generation = engine_client.generate([[1], [2]], PARAMS, deadline())

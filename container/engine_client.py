@@ -21,6 +21,7 @@ from gevent import socket
 
 from container.connection import Connection
 from container.mailbox import Mailbox
+from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
 from engine.api import (
     Abort,
@@ -98,10 +99,13 @@ class EngineClient:
         self,
         socket_path: str,
         stall_limit_s: float,
+        on_unusable_model: Callable[[], None] = lambda: None,
         load_model: Callable[[ModelInfo], ServedModel] = load_served_model,
     ) -> None:
+        """`on_unusable_model` is called when the model's tokenizer or template cannot be loaded, now or later."""
         self._socket_path = socket_path
         self._stall_limit_s = stall_limit_s
+        self._on_unusable_model = on_unusable_model
         self._load_model = load_model
         self._status: EngineStatus | None = None
         self._model: ServedModel | None = None
@@ -241,11 +245,14 @@ class EngineClient:
             self._greenlets.append(gevent.spawn(self._load, status.model))
 
     def _load(self, info: ModelInfo) -> None:
-        # A native thread, so that /ping is answered meanwhile.
         try:
-            self._model = gevent.get_hub().threadpool.apply(self._load_model, (info,))
+            self._model = in_thread(self._load_model, info)
             log.info("loaded the tokenizer of %s", info.served_name)
-        except (OSError, ValueError, ServingError):
+        except ValueError as error:
+            log.error("cannot serve %s: %s", info.served_name, error)
+            self._on_unusable_model()
+            gevent.sleep(_RELOAD_MODEL_S)
+        except OSError:
             log.exception("cannot load the tokenizer of %s; trying again", info.served_name)
             gevent.sleep(_RELOAD_MODEL_S)
         finally:

@@ -7,11 +7,13 @@ loaded in the workers, after gevent has patched the standard library. Must not k
 import argparse
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from container.config import ServerConfig
 from container.processes import LOG_FORMAT, configure_logging, die_with_parent
@@ -52,7 +54,12 @@ class WebApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no 
         from container.app import create_app
         from container.engine_client import EngineClient
 
-        client = EngineClient(self._settings.engine_socket, self._settings.server.stall_limit_s)
+        client = EngineClient(
+            self._settings.engine_socket,
+            self._settings.server.stall_limit_s,
+            # With this exit code gunicorn ends instead of starting the next worker, which could do no better.
+            on_unusable_model=lambda: os._exit(Arbiter.APP_LOAD_ERROR),
+        )
         client.start()
         return create_app(client, self._settings.server)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from flask import Response
 
+from container.native_thread import in_thread
 from container.responses import DONE, event, json_response
 from container.routes.serving import Serving, collect, created_s, new_id, stream, usage
 from container.schema.chat import ChatRequest, read_chat
 from container.schema.fields import RawBody, named
 from container.schema.sampling import check_model_name
 from container.served_model import ServedModel
-from container.text_run import TextRun, encode, in_thread
+from container.text_run import TextRun, encode
 
 # Above this many bytes of messages the template is rendered in a native thread.
 _MAX_INLINE_BYTES = 100_000

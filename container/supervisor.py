@@ -66,7 +66,8 @@ def _local_model(source: str) -> str:
     path = Path(source)
     if not path.is_dir():
         raise ConfigError(f"--model {source}: no such directory")
-    return str(path.resolve())
+    # Not resolved: the name of a link is the name that its maker wants to see served.
+    return str(path.absolute())
 
 
 class Launch(Protocol):
@@ -229,7 +230,9 @@ class Supervisor:
 
 def _launch(module: str, *arguments: str) -> "subprocess.Popen[bytes]":
     # A group of its own, so that Ctrl-C reaches us alone, and so that SIGKILL can reach all of its processes.
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=_ROOT, process_group=0)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=_ROOT, stdin=subprocess.DEVNULL, process_group=0
+    )
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

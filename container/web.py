@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ def main() -> None:
     if settings.parent_pid is not None:
         die_with_parent(settings.parent_pid)
     configure_logging(settings.server.log_level)
+    # Shells and service managers often leave the soft limit at 1024 files, fewer than the connections we promise.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     logging.getLogger("container.web").info("listening on %s:%d", settings.server.host, settings.server.port)
     WebApplication(settings).run()
 

@@ -73,6 +73,8 @@ def test_many_prompts_keep_their_order(http: FlaskClient, engine: ScriptedEngine
     [
         ("GET", "/", 404),
         ("POST", "/v1/nothing", 404),
+        ("POST", "//v1/completions", 404),
+        ("GET", "/ping/", 404),
         ("GET", "/v1/chat/completions", 405),
         ("PUT", "/invocations", 405),
         ("BREW", "/ping", 405),

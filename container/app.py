@@ -26,6 +26,8 @@ _MAX_REQUEST_ID_CHARS = 128
 def create_app(engine: Engine, config: ServerConfig) -> Flask:
     """The application over one engine."""
     app = Flask("galley", static_folder=None)
+    # A doubled slash is an unknown path like any other, not a redirect that a POST would lose its body on.
+    app.url_map.merge_slashes = False
     serving = Serving(engine, config)
 
     app.before_request(_set_request_id)

@@ -39,7 +39,9 @@ class ServerConfig:
     host: str = setting("0.0.0.0", "Address to listen on.")
     port: int = setting(8080, "TCP port to listen on; SAGEMAKER_BIND_TO_PORT wins over the environment and the file.")
     num_workers: int = setting(2, "Web worker processes; each tokenises and streams for its own connections.")
-    worker_connections: int = setting(1000, "Most connections that one web worker holds at a time.")
+    worker_connections: int = setting(
+        4096, "Most connections that one web worker holds at a time, idle ones included; more must wait, /ping too."
+    )
     max_body_mb: int = setting(100, "Largest request body in MiB; beyond it a request gets 413.")
     request_timeout_s: int = setting(3600, "Longest time in seconds that one request may take; beyond it, 504.")
     keepalive_s: int = setting(75, "Seconds that an idle connection is kept open.")

@@ -18,9 +18,10 @@ from typing import Protocol
 import gevent
 import msgspec
 from gevent import socket
-from gevent.event import Event
 
+from container.connection import Connection
 from container.mailbox import Mailbox
+from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
 from engine.api import (
     Abort,
@@ -29,32 +30,27 @@ from engine.api import (
     EngineNotReady,
     EngineStatus,
     FrameError,
-    FrameReader,
     Generate,
     GenerateRequest,
     ModelInfo,
     Outputs,
-    Overloaded,
     RequestAborted,
     RequestFailed,
     RequestOutput,
     SamplingParams,
     ServingError,
-    WorkerMessage,
     decode_engine_message,
-    encode_message,
     error_from_code,
-    frame,
 )
 
 log = logging.getLogger(__name__)
 
-_RECV_BYTES = 256 * 1024
-_MAX_QUEUED_BYTES = 64 * 2**20
 _RECONNECT_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _RELOAD_MODEL_S = 5.0
 # The engine ends a request at its deadline; this long after it, the worker does so itself.
 _DEADLINE_SLACK_S = 2.0
+# Of one HTTP request: about as many as the engine computes in one step.
+_MAX_RUNNING_SEQUENCES = 64
 _CONNECTION_ERRORS = (OSError, FrameError, msgspec.MsgspecError, gevent.Timeout)
 
 
@@ -103,15 +99,18 @@ class EngineClient:
         self,
         socket_path: str,
         stall_limit_s: float,
+        on_unusable_model: Callable[[], None] = lambda: None,
         load_model: Callable[[ModelInfo], ServedModel] = load_served_model,
     ) -> None:
+        """`on_unusable_model` is called when the model's tokenizer or template cannot be loaded, now or later."""
         self._socket_path = socket_path
         self._stall_limit_s = stall_limit_s
+        self._on_unusable_model = on_unusable_model
         self._load_model = load_model
         self._status: EngineStatus | None = None
         self._model: ServedModel | None = None
         self._is_loading_model = False
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._generations: dict[int, EngineGeneration] = {}
         self._request_ids = itertools.count(1)
         self._greenlets: list[gevent.Greenlet] = []
@@ -149,19 +148,26 @@ class EngineClient:
         connection = self._connection
         if connection is None or not self.health().is_ready:
             raise EngineNotReady(f"The model is not ready to serve requests: {self.health().stage}.")
-        request_ids = [next(self._request_ids) for _ in prompts]
-        generation = EngineGeneration(self, request_ids, params.n, deadline)
-        self._generations.update(dict.fromkeys(request_ids, generation))
+        requests = [
+            GenerateRequest(
+                request_id=next(self._request_ids), prompt_token_ids=token_ids, params=params, deadline=deadline
+            )
+            for token_ids in prompts
+        ]
+        generation = EngineGeneration(self, requests)
         try:
-            for request_id, token_ids in zip(request_ids, prompts, strict=True):
-                request = GenerateRequest(
-                    request_id=request_id, prompt_token_ids=token_ids, params=params, deadline=deadline
-                )
-                connection.send(Generate(request))
+            generation.submit()
         except ServingError:
             generation.close()
             raise
         return generation
+
+    def submit(self, request: GenerateRequest, generation: "EngineGeneration") -> None:
+        """Send a request whose outputs go to `generation`. Raises EngineDied or Overloaded."""
+        if self._connection is None:
+            raise EngineDied("The engine stopped while it worked on the request.")
+        self._connection.send(Generate(request))
+        self._generations[request.request_id] = generation
 
     def abort(self, request_id: int, index: int | None = None) -> None:
         """Tell the engine to stop a request, or one sequence of it. Does not block, cannot fail."""
@@ -173,7 +179,8 @@ class EngineClient:
         self._generations.pop(request_id, None)
 
     def _is_stalled(self, status: EngineStatus) -> bool:
-        return time.monotonic() - status.stamp > self._stall_limit_s
+        # An engine that loads a model stamps at every stage, and a stage may take minutes.
+        return status.state != "starting" and time.monotonic() - status.stamp > self._stall_limit_s
 
     def _stay_connected(self) -> None:
         num_failures = 0
@@ -190,7 +197,7 @@ class EngineClient:
                 num_failures += 1
                 continue
             num_failures = 0
-            self._connection = _Connection(sock, self._stall_limit_s)
+            self._connection = Connection(sock, self._stall_limit_s)
             try:
                 for payload in self._connection.payloads():
                     self._receive(payload)
@@ -238,11 +245,14 @@ class EngineClient:
             self._greenlets.append(gevent.spawn(self._load, status.model))
 
     def _load(self, info: ModelInfo) -> None:
-        # A native thread, so that /ping is answered meanwhile.
         try:
-            self._model = gevent.get_hub().threadpool.apply(self._load_model, (info,))
+            self._model = in_thread(self._load_model, info)
             log.info("loaded the tokenizer of %s", info.served_name)
-        except (OSError, ValueError, ServingError):
+        except ValueError as error:
+            log.error("cannot serve %s: %s", info.served_name, error)
+            self._on_unusable_model()
+            gevent.sleep(_RELOAD_MODEL_S)
+        except OSError:
             log.exception("cannot load the tokenizer of %s; trying again", info.served_name)
             gevent.sleep(_RELOAD_MODEL_S)
         finally:
@@ -260,77 +270,42 @@ class EngineClient:
                 self._fail_all(EngineDied("The engine stopped responding while it worked on the request."))
 
 
-class _Connection:
-    """Frames over one socket. A send only queues; the writer greenlet closes a socket that the engine does not read."""
-
-    def __init__(self, sock: socket.socket, send_timeout_s: float) -> None:
-        self._sock = sock
-        self._send_timeout_s = send_timeout_s
-        self._frames: deque[bytes] = deque()
-        self._num_queued_bytes = 0
-        self._has_frames = Event()
-        self._writer = gevent.spawn(self._write)
-
-    def send(self, message: WorkerMessage, *, is_bounded: bool = True) -> None:
-        """Queue a message. Raises Overloaded when `is_bounded` and too much is waiting already."""
-        data = frame(encode_message(message))
-        if is_bounded and self._num_queued_bytes + len(data) > _MAX_QUEUED_BYTES:
-            raise Overloaded("Too many requests are on their way to the engine; try again later.")
-        self._frames.append(data)
-        self._num_queued_bytes += len(data)
-        self._has_frames.set()
-
-    def payloads(self) -> Iterator[bytes]:
-        """What the engine sends, until it closes the connection."""
-        reader = FrameReader()
-        while data := self._sock.recv(_RECV_BYTES):
-            yield from reader.feed(data)
-            # A busy engine must not keep the requests' greenlets from running.
-            gevent.sleep(0)
-
-    def close(self) -> None:
-        """Drop what is queued and close the socket, which also ends `payloads`."""
-        if self._writer is not gevent.getcurrent():
-            self._writer.kill(block=False)
-        self._sock.close()
-
-    def _write(self) -> None:
-        try:
-            while True:
-                self._has_frames.wait()
-                while self._frames:
-                    data = self._frames.popleft()
-                    with gevent.Timeout(self._send_timeout_s):
-                        self._sock.sendall(data)
-                    self._num_queued_bytes -= len(data)
-                self._has_frames.clear()
-        except (OSError, gevent.Timeout) as error:
-            log.error("the engine does not take our messages: %s", error)
-            # The reader sees the end and fails the open requests.
-            self._sock.shutdown(socket.SHUT_RDWR)
-
-
 class EngineGeneration:
-    """See Generation: one engine request per prompt, all in one mailbox."""
+    """See Generation: one engine request per prompt, all in one mailbox.
 
-    def __init__(self, client: EngineClient, request_ids: list[int], n: int, deadline: float) -> None:
+    Only so many sequences are with the engine at a time, so that one HTTP request with a thousand prompts neither
+    fills the engine's waiting queue nor is refused for it.
+    """
+
+    def __init__(self, client: EngineClient, requests: Sequence[GenerateRequest]) -> None:
         self._client = client
-        self._prompt_index = {request_id: i for i, request_id in enumerate(request_ids)}
-        self._request_ids = request_ids
-        self._running = {(request_id, index) for request_id in request_ids for index in range(n)}
-        self._deadline = deadline
+        self._requests = requests
+        self._prompt_index = {request.request_id: i for i, request in enumerate(requests)}
+        self._n = requests[0].params.n
+        self._deadline = requests[0].deadline
+        self._waiting = deque(requests)
+        self._running: set[tuple[int, int]] = set()
+        self._is_closed = False
         self._mailbox = Mailbox()
+
+    def submit(self) -> None:
+        """Hand over as many prompts as may run at once. Raises EngineDied or Overloaded."""
+        while self._waiting and (not self._running or len(self._running) + self._n <= _MAX_RUNNING_SEQUENCES):
+            request = self._waiting.popleft()
+            self._client.submit(request, self)
+            self._running.update((request.request_id, index) for index in range(self._n))
 
     def __iter__(self) -> Iterator[tuple[int, RequestOutput]]:
         while self._running:
-            for output in self._mailbox.take(max(0.0, self._deadline + _DEADLINE_SLACK_S - time.monotonic())):
+            end = self._deadline + _DEADLINE_SLACK_S
+            for output in self._mailbox.take(max(0.0, end - time.monotonic())):
                 key = (output.request_id, output.index)
                 if key not in self._running:
                     continue
                 if output.finish_reason is not None:
                     self._finish(key)
                 yield self._prompt_index[output.request_id], output
-            if time.monotonic() > self._deadline + _DEADLINE_SLACK_S:
+            if time.monotonic() > end:
                 raise DeadlineExceeded("The request took longer than this server allows.")
 
     def deliver(self, output: RequestOutput) -> None:
@@ -338,12 +313,12 @@ class EngineGeneration:
         self._mailbox.put(output)
 
     def fail(self, error: ServingError) -> None:
-        """The request ends with `error`, at once."""
+        """The request ends with `error`, after what has already come."""
         self._mailbox.fail(error)
 
     def stop_sequence(self, prompt_index: int, index: int) -> None:
         """See Generation."""
-        key = (self._request_ids[prompt_index], index)
+        key = (self._requests[prompt_index].request_id, index)
         if key in self._running:
             self._client.abort(*key)
             self._finish(key)
@@ -351,16 +326,21 @@ class EngineGeneration:
     def cancel(self) -> None:
         """See Generation."""
         self.close()
+        self._mailbox.clear()
         self.fail(RequestAborted("The client has left."))
 
     def close(self) -> None:
         """See Generation."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._waiting.clear()
         for request_id in {request_id for request_id, _ in self._running}:
             self._client.abort(request_id)
             self._client.forget(request_id)
-        self._running.clear()
 
     def _finish(self, key: tuple[int, int]) -> None:
         self._running.discard(key)
         if not any(request_id == key[0] for request_id, _ in self._running):
             self._client.forget(key[0])
+        self.submit()

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 # read what the engine has sent meanwhile.
 _CONFIRM_S = 1.0
 _RECV_BYTES = 65536
+_END_AFTER_FAILURE_S = 10.0
 
 
 class EngineMonitor:
@@ -41,7 +42,9 @@ class EngineMonitor:
             self._read(self._sock)
         now = time.monotonic()
         if self._status is not None and self._status.state == "failed":
-            return f"the engine failed: {self._status.stage}"
+            # It ends by itself, with an exit code that says whether another start would help.
+            is_late = now - self._status.stamp > _END_AFTER_FAILURE_S
+            return "the engine failed and did not end" if is_late else None
         if not self._was_ready:
             is_late = now - self._started > self._start_timeout_s
             return f"the engine was not ready within {self._start_timeout_s:g} s" if is_late else None
@@ -85,10 +88,7 @@ class EngineMonitor:
         self.close()
 
     def _note(self, status: EngineStatus) -> None:
-        if self._status is None or (status.state, status.stage) != (self._status.state, self._status.stage):
-            log.info("engine: %s (%s), %.1f s after its start", status.state, status.stage, self._age_s())
         self._status = status
-        self._was_ready = self._was_ready or status.state == "ready"
-
-    def _age_s(self) -> float:
-        return time.monotonic() - self._started
+        if status.state == "ready" and not self._was_ready:
+            self._was_ready = True
+            log.info("the engine is ready, %.1f s after its start", time.monotonic() - self._started)

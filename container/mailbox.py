@@ -25,19 +25,24 @@ class Mailbox:
         self._event.set()
 
     def fail(self, error: ServingError) -> None:
-        """End with `error`; the first one counts. Outputs that nobody has taken yet are dropped."""
+        """End with `error`, after what is still there; the first error counts."""
         if self._error is None:
             self._error = error
         self._event.set()
 
+    def clear(self) -> None:
+        """Drop what nobody has taken yet."""
+        self._slots = {}
+
     def take(self, timeout_s: float) -> list[RequestOutput]:
         """All outputs since the last call, at most one per sequence; empty when `timeout_s` passed without any.
 
-        Raises the error that `fail` left.
+        Raises the error that `fail` left, when there is no output any more.
         """
-        self._event.wait(timeout_s)
-        self._event.clear()
-        if self._error is not None:
+        if not self._slots and self._error is None:
+            self._event.clear()
+            self._event.wait(timeout_s)
+        if not self._slots and self._error is not None:
             raise self._error
         outputs, self._slots = list(self._slots.values()), {}
         return outputs

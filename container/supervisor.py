@@ -66,13 +66,15 @@ def _local_model(source: str) -> str:
     path = Path(source)
     if not path.is_dir():
         raise ConfigError(f"--model {source}: no such directory")
-    return str(path.resolve())
+    # Not resolved: the name of a link is the name that its maker wants to see served.
+    return str(path.absolute())
 
 
 class Launch(Protocol):
     """Starts a module of ours as a child process."""
 
-    def __call__(self, module: str, *arguments: str) -> "subprocess.Popen[bytes]": ...
+    def __call__(self, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        """The process, leader of a process group of its own."""
 
 
 class Supervisor:
@@ -126,9 +128,13 @@ class Supervisor:
     def _start_engine(self) -> None:
         config = json.dumps(dataclasses.asdict(self._engine_config))
         Path(self._socket_path).unlink(missing_ok=True)
-        self._engine = self._launch(
-            "engine", "--socket", self._socket_path, "--config", config, "--grace-s", str(self._server.grace_s)
-        )
+        arguments = {
+            "--socket": self._socket_path,
+            "--config": config,
+            "--grace-s": str(self._server.grace_s),
+            "--log-level": self._server.log_level.upper(),
+        }
+        self._engine = self._launch("engine", *(word for pair in arguments.items() for word in pair))
         log.info("started the engine, pid %d", self._engine.pid)
         self._monitor = EngineMonitor(self._socket_path, self._server.stall_limit_s, self._server.start_timeout_s)
         self._restart_at = None
@@ -224,7 +230,9 @@ class Supervisor:
 
 def _launch(module: str, *arguments: str) -> "subprocess.Popen[bytes]":
     # A group of its own, so that Ctrl-C reaches us alone, and so that SIGKILL can reach all of its processes.
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=_ROOT, process_group=0)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=_ROOT, stdin=subprocess.DEVNULL, process_group=0
+    )
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -5,19 +5,15 @@ Knows Engine, TextStream and token counts. Must not know any response format.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
-
-import gevent
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from container.disconnect import DisconnectWatch
 from container.engine_client import Engine
+from container.native_thread import in_thread
 from container.served_model import ServedModel
 from engine.api import ContextLengthExceeded, GenerationFailed, SamplingParams, check_request
 from engine.text import TextDelta, TextStream
-
-P = ParamSpec("P")
-ResultT = TypeVar("ResultT")
 
 # Below this many characters encoding takes a few milliseconds; above, a native thread keeps the worker responsive.
 _MAX_INLINE_CHARS = 20_000
@@ -84,9 +80,3 @@ def encode(model: ServedModel, text: str, param: str, *, add_special_tokens: boo
     if len(text) <= _MAX_INLINE_CHARS:
         return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
     return in_thread(model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-
-
-def in_thread(function: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
-    """The function's result, computed in a native thread while other requests go on."""
-    result: ResultT = gevent.get_hub().threadpool.apply(function, args, kwargs)
-    return result

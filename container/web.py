@@ -7,11 +7,14 @@ loaded in the workers, after gevent has patched the standard library. Must not k
 import argparse
 import dataclasses
 import logging
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from container.config import ServerConfig
 from container.processes import LOG_FORMAT, configure_logging, die_with_parent
@@ -52,7 +55,12 @@ class WebApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no 
         from container.app import create_app
         from container.engine_client import EngineClient
 
-        client = EngineClient(self._settings.engine_socket, self._settings.server.stall_limit_s)
+        client = EngineClient(
+            self._settings.engine_socket,
+            self._settings.server.stall_limit_s,
+            # With this exit code gunicorn ends instead of starting the next worker, which could do no better.
+            on_unusable_model=lambda: os._exit(Arbiter.APP_LOAD_ERROR),
+        )
         client.start()
         return create_app(client, self._settings.server)
 
@@ -92,7 +100,8 @@ def _logging(server: ServerConfig) -> dict[str, Any]:
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
-            "gunicorn.access": {"level": "INFO", "handlers": [], "propagate": True},
+            # With a logging configuration gunicorn writes its access log whatever `accesslog` says.
+            "gunicorn.access": {"level": "INFO" if server.access_log else "WARNING", "handlers": [], "propagate": True},
         },
     }
 
@@ -105,7 +114,10 @@ def main() -> None:
     if settings.parent_pid is not None:
         die_with_parent(settings.parent_pid)
     configure_logging(settings.server.log_level)
-    logging.getLogger(__name__).info("listening on %s:%d", settings.server.host, settings.server.port)
+    # Shells and service managers often leave the soft limit at 1024 files, fewer than the connections we promise.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    logging.getLogger("container.web").info("listening on %s:%d", settings.server.host, settings.server.port)
     WebApplication(settings).run()
 
 

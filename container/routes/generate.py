@@ -10,8 +10,8 @@ from flask import Response
 
 from container.responses import event, json_response
 from container.routes.serving import Serving, collect, stream
-from container.schema.fields import RawBody
-from container.schema.generate import read_generate
+from container.schema.fields import RawBody, named
+from container.schema.generate import NAMES, read_generate
 from container.served_model import ServedModel
 from container.text_run import TextRun, encode
 
@@ -20,9 +20,10 @@ def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a TGI request. Raises a ServingError."""
     model = serving.engine.model()
     body, parameters = read_generate(raw)
-    params = parameters.params(model.info)
-    prompts = [encode(model, body.inputs, "inputs", add_special_tokens=True)]
-    run = serving.start(model, prompts, params)
+    with named(NAMES):
+        params = parameters.params()
+        token_ids = encode(model, body.inputs, "prompt", add_special_tokens=True)
+        run = serving.start(model, [token_ids], params)
     prefix = body.inputs if parameters.return_full_text else ""
     if body.stream:
         return stream(run, lambda run: _events(run, model, prefix))

@@ -17,7 +17,9 @@ def ping(serving: Serving) -> Response:
     """200 when requests can be served, else 503 with the stage; from what the engine last said, without asking it."""
     health = serving.engine.health()
     if health.is_ready:
-        return Response(status=200)
+        healthy = Response(status=200)
+        del healthy.headers["Content-Type"]
+        return healthy
     response = json_response({"status": health.state, "stage": health.stage}, 503)
     response.headers["Retry-After"] = _RETRY_AFTER_S
     return response

@@ -121,11 +121,14 @@ class ChatRequest(SamplingFields, kw_only=True):
 
     def params(self, info: ModelInfo) -> SamplingParams:
         """The engine's parameters; without a limit of its own the answer may fill the context."""
-        if self.max_completion_tokens is None:
-            return self.to_params(info, self.max_tokens)
-        if self.max_completion_tokens < 1:
-            raise InvalidRequest("'max_completion_tokens' must be at least 1.", "max_completion_tokens")
-        return self.to_params(info, self.max_completion_tokens)
+        return self.to_params(
+            info, self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        )
+
+    def names(self) -> dict[str, str]:
+        """The engine's names for what this request calls otherwise."""
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"prompt": "messages", "max_tokens": limit}
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as the chat template reads it."""

@@ -6,14 +6,15 @@ known field is accepted (null is neutral everywhere), and fields that can mean n
 Knows msgspec and its messages. Must not know which fields a route has.
 """
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from engine.api import InvalidRequest
+from engine.api import InvalidRequest, RequestError
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 RawBody = Mapping[str, msgspec.Raw]
@@ -85,6 +86,18 @@ def _check_neutral(name: str, raw: msgspec.Raw, neutral: tuple[Any, ...]) -> Non
             return
     allowed = " or ".join(["null", *(msgspec.json.encode(one).decode() for one in neutral)])
     raise InvalidRequest(f"'{name}' is not supported here; leave it out (or {allowed}).", name)
+
+
+@contextlib.contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Refusals from within name the field as the caller wrote it: `names` maps the engine's names to the schema's."""
+    try:
+        yield
+    except RequestError as error:
+        name = names.get(error.param or "")
+        if name is None:
+            raise
+        raise type(error)(error.message.replace(f"'{error.param}'", f"'{name}'"), name) from None
 
 
 def invalid(error: msgspec.ValidationError) -> InvalidRequest:

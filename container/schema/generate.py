@@ -6,7 +6,14 @@ Knows TGI's names. Must not know responses.
 import msgspec
 
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
-from engine.api import InvalidRequest, ModelInfo, SamplingParams
+from engine.api import InvalidRequest, SamplingParams
+
+# The engine's names for what TGI calls otherwise.
+NAMES = {
+    "prompt": "inputs",
+    "max_tokens": "parameters.max_new_tokens",
+    **{name: f"parameters.{name}" for name in ("temperature", "top_k", "top_p", "seed", "stop")},
+}
 
 # What TGI 3 takes when a request names none.
 DEFAULT_MAX_NEW_TOKENS = 100
@@ -51,23 +58,18 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     stop_sequences: list[str] = msgspec.field(default_factory=list)
     return_full_text: bool = False
 
-    def params(self, info: ModelInfo) -> SamplingParams:
+    def params(self) -> SamplingParams:
         """The engine's parameters. Like TGI, greedy unless the request asks for sampling in some way."""
-        if self.max_new_tokens < 1:
-            raise InvalidRequest("'parameters.max_new_tokens' must be at least 1.", "parameters.max_new_tokens")
         asks = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
         is_sampling = asks if self.do_sample is None else self.do_sample
-        try:
-            return SamplingParams(
-                temperature=(1.0 if self.temperature is None else self.temperature) if is_sampling else 0.0,
-                top_k=self.top_k or 0,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                seed=self.seed,
-                max_tokens=self.max_new_tokens,
-                stop=(*self.stop, *self.stop_sequences),
-            )
-        except InvalidRequest as error:
-            raise InvalidRequest(error.message, f"parameters.{error.param}") from None
+        return SamplingParams(
+            temperature=(1.0 if self.temperature is None else self.temperature) if is_sampling else 0.0,
+            top_k=self.top_k or 0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            max_tokens=self.max_new_tokens,
+            stop=(*self.stop, *self.stop_sequences),
+        )
 
 
 def read_generate(raw: RawBody) -> tuple[GenerateBody, GenerateParameters]:

@@ -19,6 +19,9 @@ from engine.text.model_files import read_json_object
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+# A few milliseconds of work; a batch of one costs more than that is worth below.
+_MAX_CHARS_UNDER_GIL = 10_000
+
 # NFC turns at most four code points into one (U+1F82 and its like have the longest canonical decompositions).
 _MAX_NFC_SHRINKAGE = 4
 _KEEPS_LENGTH = frozenset({"ByteLevel", "Lowercase", "NFD", "NFKD", "Prepend"})
@@ -76,6 +79,9 @@ class Tokenizer:
         Raises InvalidRequest when the text holds half of a surrogate pair, which no UTF-8 text can.
         """
         try:
+            if len(text) > _MAX_CHARS_UNDER_GIL:
+                # The library lets other threads run during a batch, and only then; "fast" is without offsets.
+                return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
         except TypeError:
             try:

@@ -78,5 +78,6 @@ def engine_client(shared_engine: ScriptedEngine) -> Iterator[EngineClient]:
 
 
 @pytest.fixture(scope="module")
-def http(engine_client: EngineClient) -> FlaskClient:
-    return create_app(engine_client, ServerConfig(max_body_mb=1, request_timeout_s=20)).test_client()
+def http(engine_client: EngineClient) -> Iterator[FlaskClient]:
+    yield create_app(engine_client, ServerConfig(max_body_mb=1, request_timeout_s=20)).test_client()
+    assert engine_client._generations == {}, "a request was never closed"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.http.conftest import REPLY
@@ -181,22 +182,6 @@ def test_chunked_bodies(web: WebProcess, engine: ScriptedEngine) -> None:
         assert read_response(sock)[0] == 413
 
 
-def test_a_slow_reader_gets_merged_events(web: WebProcess, engine: ScriptedEngine) -> None:
-    """While the client does not read, its outputs merge: every token arrives, in fewer events."""
-    original = engine.reply
-    engine.reply = [original[0]] * 300
-    try:
-        with web.connect() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            sock.sendall(post_bytes(CHAT, {**BODY, "stream": True}))
-            wait_until(lambda: engine.generated and engine.num_running == 0)
-            body = read_response(sock)[2]
-        events = [json.loads(line[6:]) for line in body.split(b"\n\n") if line.startswith(b"data: {")]
-        assert "".join(e["choices"][0]["delta"].get("content", "") for e in events) == "H" * 300
-    finally:
-        engine.reply = original
-
-
 def test_head_and_options(web: WebProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
     for method, path, status in (("HEAD", "/ping", 200), ("OPTIONS", CHAT, 200), ("HEAD", CHAT, 405)):
@@ -207,6 +192,55 @@ def test_head_and_options(web: WebProcess) -> None:
         if method == "OPTIONS":
             assert "POST" in response.headers["Allow"]
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"this is no HTTP\r\n\r\n", 400),
+        (b"GET /ping HTTP/1.1\r\nHost: x\r\nBad Header: y\r\n\r\n", 400),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET /ping HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET /ping HTTP/1.1\r\n" + b"X-Many: 1\r\n" * 101 + b"\r\n", 431),
+    ],
+    ids=["words", "header name", "long line", "long header", "many headers"],
+)
+def test_what_is_no_http_gets_an_error_body_too(web: WebProcess, data: bytes, status: int) -> None:
+    with web.connect() as sock:
+        sock.sendall(data)
+        got, headers, body = read_response(sock)
+    assert got == status
+    assert headers["content-type"] == "application/json"
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_ping_answers_while_a_long_prompt_is_tokenised(web: WebProcess, engine: ScriptedEngine) -> None:
+    body = {"messages": [{"role": "user", "content": "x" * 20_000_000}]}
+    with web.connect() as sock:
+        sock.sendall(post_bytes(CHAT, body))
+        worst = 0.0
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            asked = time.monotonic()
+            assert web.ping()[0] == 200
+            worst = max(worst, time.monotonic() - asked)
+        assert read_response(sock)[0] == 400
+    assert worst < 1.0
+
+
+def test_a_model_without_a_tokenizer_ends_the_web_tier_with_one_line(tmp_path: Path, engine: ScriptedEngine) -> None:
+    other = ScriptedEngine(
+        tmp_path / "other.sock", msgspec.structs.replace(engine.model, model_dir=str(tmp_path)), engine.reply
+    )
+    other.start()
+    web = WebProcess(tmp_path, other.path)
+    try:
+        assert web.process.wait(20) not in (0, None)
+    finally:
+        web.stop()
+        other.die()
+    assert "has no tokenizer.json" in web.log.read_text()
+    assert "Traceback" not in web.log.read_text()
 
 
 def test_idle_connections_do_not_delay_the_end(tmp_path: Path, engine: ScriptedEngine) -> None:

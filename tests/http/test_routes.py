@@ -1,0 +1,169 @@
+"""The other routes: health, models, TGI's format, errors of every kind, and OpenAI's own client over all of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from flask.testing import FlaskClient
+from openai import OpenAI
+
+from tests.http.conftest import REPLY
+from tests.http.scripted_engine import ScriptedEngine, wait_until
+from tests.http.web_process import running_web
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_ping(http: FlaskClient, engine: ScriptedEngine, method: str) -> None:
+    response = http.open("/ping", method=method)
+    assert (response.status_code, response.data) == (200, b"")
+    engine.state = "starting"
+    wait_until(lambda: http.open("/ping", method=method).status_code == 503)
+    response = http.open("/ping", method=method)
+    assert response.get_json() == {"status": "starting", "stage": "is starting"}
+    assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 503
+    assert http.post("/v1/completions", json={"prompt": "a"}).headers["Retry-After"] == "2"
+    engine.state = "ready"
+    wait_until(lambda: http.get("/ping").status_code == 200)
+
+
+def test_models(http: FlaskClient, engine: ScriptedEngine) -> None:
+    model = http.get("/v1/models").get_json()["data"][0]
+    assert model["id"] == "tiny"
+    assert http.get("/v1/models/tiny").get_json() == model
+    assert http.get("/v1/models/a/b").status_code == 404
+
+
+def test_tgi_whole(http: FlaskClient, engine: ScriptedEngine) -> None:
+    assert http.post("/invocations", json={"inputs": "Say: "}).get_json() == [{"generated_text": REPLY}]
+    assert engine.generated[-1].params.is_greedy
+    assert engine.generated[-1].params.max_tokens == 100
+    sent = {"inputs": "Say: ", "parameters": {"return_full_text": True, "max_new_tokens": 5, "temperature": 0.5}}
+    assert http.post("/invocations", json=sent).get_json() == [{"generated_text": "Say: Hello"}]
+    assert engine.generated[-1].params.temperature == 0.5
+    sent = {"inputs": "a", "parameters": {"do_sample": False, "temperature": 0.5, "stop_sequences": [","]}}
+    assert http.post("/invocations", json=sent).get_json() == [{"generated_text": "Hello"}]
+    assert engine.generated[-1].params.is_greedy
+
+
+def test_tgi_stream(http: FlaskClient, engine: ScriptedEngine) -> None:
+    response = http.post("/invocations", json={"inputs": "a", "stream": True})
+    events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n") if line]
+    assert [event["index"] for event in events] == list(range(1, len(REPLY.encode()) + 2))
+    assert "".join(event["token"]["text"] for event in events) == REPLY
+    assert events[-1]["token"]["special"]
+    assert [event["generated_text"] for event in events if event["generated_text"]] == [REPLY]
+    assert set(events[0]["token"]) == {"id", "text", "logprob", "special"}
+
+
+def test_many_prompts_keep_their_order(http: FlaskClient, engine: ScriptedEngine) -> None:
+    body = http.post("/v1/completions", json={"prompt": ["a", "bc"], "n": 2, "max_tokens": 5}).get_json()
+    assert [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]] == [
+        (i, "Hello", "length") for i in range(4)
+    ]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("POST", "/v1/nothing", 404),
+        ("POST", "//v1/completions", 404),
+        ("GET", "/ping/", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("PUT", "/invocations", 405),
+        ("BREW", "/ping", 405),
+    ],
+)
+def test_http_errors_have_openais_body(http: FlaskClient, method: str, path: str, status: int) -> None:
+    response = http.open(path, method=method)
+    assert response.status_code == status
+    assert set(response.get_json()["error"]) == {"message", "type", "param", "code"}
+    assert ("Allow" in response.headers) == (status == 405)
+
+
+def test_an_unexpected_error_is_500_without_a_traceback(
+    http: FlaskClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret /path")
+
+    monkeypatch.setattr("container.routes.models._model", fail)
+    response = http.get("/v1/models")
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert "secret" in caplog.text
+
+
+def test_request_ids(http: FlaskClient) -> None:
+    assert http.get("/v1/nothing", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
+    assert http.get("/ping", headers={"X-Request-Id": "a<b>\u00e9" + "x" * 500}).headers["X-Request-Id"] == (
+        "ab" + "x" * 126
+    )
+    assert len(http.get("/ping").headers["X-Request-Id"]) == 32
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, shared_engine: ScriptedEngine) -> Iterator[OpenAI]:
+    directory: Path = tmp_path_factory.mktemp("web")
+    with running_web(directory, shared_engine.path) as web:
+        yield OpenAI(
+            base_url=f"{web.url}/v1", api_key="none", max_retries=0, timeout=20, _strict_response_validation=True
+        )
+
+
+def test_openai_client_accepts_our_chat(client: OpenAI, engine: ScriptedEngine) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=HI, n=2)
+    assert [choice.message.content for choice in answer.choices] == [REPLY] * 2
+    again = client.chat.completions.create(
+        model="", messages=[*HI, answer.choices[0].message.model_dump(), *HI], max_completion_tokens=5
+    )
+    assert again.choices[0].finish_reason == "length"
+    chunks = list(
+        client.chat.completions.create(model="tiny", messages=HI, stream=True, stream_options={"include_usage": True})
+    )
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == REPLY
+    assert chunks[-1].usage is not None
+    with client.chat.completions.stream(model="tiny", messages=HI) as stream:
+        assert stream.get_final_completion().choices[0].message.content == REPLY
+
+
+def test_openai_client_accepts_our_completions_models_and_errors(client: OpenAI, engine: ScriptedEngine) -> None:
+    completion = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=5)
+    assert [choice.text for choice in completion.choices] == ["Hello"] * 2
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError) as not_found:
+        client.models.retrieve("other")
+    assert not_found.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="tiny", messages=HI, temperature=-1)
+    assert refused.value.param == "temperature"
+    engine.failure = ("overloaded", "Full.")
+    with pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(model="tiny", messages=HI)
+
+
+def test_openai_client_streams_our_completions(client: OpenAI, engine: ScriptedEngine) -> None:
+    # OpenAI's own type has no null for finish_reason, which OpenAI's own stream sends: not strict here.
+    lenient = client.with_options()
+    lenient._strict_response_validation = False
+    chunks = list(lenient.completions.create(model="tiny", prompt="a", max_tokens=5, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "Hello"
+
+
+def test_openai_client_raises_on_an_error_in_the_stream(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.step_s = 0.05
+    stream = client.chat.completions.create(model="tiny", messages=HI, stream=True)
+    next(stream)
+    engine.die()
+    try:
+        with pytest.raises(openai.APIError, match="stopped"):
+            list(stream)
+    finally:
+        engine.start()

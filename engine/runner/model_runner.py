@@ -53,8 +53,8 @@ def num_blocks_for(memory_bytes: int, config: ModelConfig, block_size: int, dtyp
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros whose pages cost neither time nor memory until a block is first written.
 
-    They must be zeros, since a masked key of NaN would still spoil its row: 0 * NaN is NaN. torch.zeros writes them all,
-    which takes seconds and the whole of the cache's memory at start; numpy asks the system for pages of zeros.
+    They must be zeros, since a masked key of NaN would still spoil its row: 0 * NaN is NaN. torch.zeros writes them
+    all, which takes seconds and the whole of the cache's memory at start; numpy asks the system for pages of zeros.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -1,7 +1,7 @@
 """Paged attention on the CPU: gather a sequence's blocks into a buffer that stays, then one fused attention per group.
 
 The query heads that share a key/value head are laid out as query rows (decode) or as a batch (prefill) of it: asking
-torch to repeat the keys instead costs nine times as much in bfloat16 (docs/decisions/0005-linear-layers-and-attention-on-the-cpu.md).
+torch to repeat the keys instead costs nine times as much in bfloat16: docs/decisions/0005-cpu-linear-and-attention.md.
 
 - Decode rows, one query token each, go together, in groups of similar length so that little padding is computed.
 - A longer chunk goes alone, in tiles of query tokens, each as two parts: the keys before the tile, which every query

@@ -1,8 +1,8 @@
 """Linear layers on the CPU, with weights reordered once for oneDNN.
 
 A plain `F.linear` reorders the weight at every call, which costs up to three times the product itself at one token;
-one packing serves every number of tokens (docs/decisions/0005-linear-layers-and-attention-on-the-cpu.md). Must not know which layer
-it is.
+one packing serves every number of tokens (docs/decisions/0005-cpu-linear-and-attention.md). Must not know which
+layer it is.
 """
 
 from collections.abc import Callable

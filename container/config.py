@@ -195,6 +195,16 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     return Settings(server=_build(ServerConfig, settings, merged), engine=engine)
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of our child processes: ours, with what shared cores need where the operator says nothing.
+
+    OpenMP's threads wait for each other at every kernel; by default they spin, and on cores that HTTP workers share the
+    thread that is waited for may be the one without a core: 8 tokens/s instead of 230 beside a busy process on 2 cores.
+    tokenizers' own threads are of no use to single requests.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+
+
 def _default_model() -> str:
     if SAGEMAKER_MODEL_DIR.is_dir() and any(SAGEMAKER_MODEL_DIR.iterdir()):
         return str(SAGEMAKER_MODEL_DIR)

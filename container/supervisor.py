@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from container.config import ConfigError, Settings, load
+from container.config import ConfigError, Settings, child_environment, load
 from container.engine_monitor import EngineMonitor
 from container.processes import configure_logging
 from container.restart_policy import RestartPolicy
@@ -230,9 +230,8 @@ class Supervisor:
 
 def _launch(module: str, *arguments: str) -> "subprocess.Popen[bytes]":
     # A group of its own, so that Ctrl-C reaches us alone, and so that SIGKILL can reach all of its processes.
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], cwd=_ROOT, stdin=subprocess.DEVNULL, process_group=0
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, cwd=_ROOT, env=child_environment(), stdin=subprocess.DEVNULL, process_group=0)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
 from typing import Any, TypedDict
 
-import torch
 from tqdm import tqdm
 
 from engine.api import (
@@ -73,8 +72,6 @@ class LLM:
 
     def __init__(self, model: str, dtype: str = "auto", max_model_len: int | None = None, **settings: Any) -> None:
         config = EngineConfig(model=model, dtype=dtype, max_model_len=max_model_len, **settings)  # type: ignore[arg-type]
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
         runner, self._model = load_runner(config, lambda stage: log.info("%s", stage))
         # Offline, nobody else waits: the queue is as long as the list of prompts.
         config = dataclasses.replace(config, max_num_waiting=2**31)

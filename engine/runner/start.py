@@ -28,6 +28,8 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
     on_stage: told what is going on, for people. Raises ValueError, of one line, where the model or a setting cannot be
     served.
     """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     directory = Path(config.model)
     on_stage("reading the model's configuration")
     if not directory.is_dir():

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -53,11 +54,12 @@ class Caller(threading.Thread):
                 self.first_byte.set()
         except (OSError, http.client.HTTPException) as error:
             self.error = error
+        finally:
+            self.connection.close()
 
     def leave(self) -> None:
         """As a client that is killed: the socket ends while the answer is still expected."""
-        self.connection.sock.shutdown(2)
-        self.connection.close()
+        self.connection.sock.shutdown(socket.SHUT_RDWR)
 
     def finished(self) -> "Caller":
         self.join(60)
@@ -166,7 +168,7 @@ def test_sigterm_lets_running_requests_finish() -> None:
     try:
         running.wait_ready()
         with running.watch() as watch:
-            caller = Caller(running, {**LONG, "max_tokens": 1500, "stream": True})
+            caller = Caller(running, {**LONG, "max_tokens": 400, "stream": True})
             watch.wait_running(1)
         caller.first_byte.wait(20)
     finally:

@@ -17,6 +17,7 @@ import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
 _ERROR_SEND_S = 5.0
+_LATE_REQUEST_S = 1.0
 
 
 class _Page:
@@ -54,6 +55,10 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no typ
             super().handle(listener, client, addr)
         finally:
             self._idle.discard(client)
+
+    def timeout_ctx(self) -> Any:
+        """How long a connection may wait for its next request; briefly, for one that came with the order to stop."""
+        return super().timeout_ctx() if self.alive else gevent.Timeout(_LATE_REQUEST_S, False)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request of a connection."""

@@ -38,9 +38,9 @@ def error_response(error: ServingError) -> Response:
 
 
 def log_error(error: ServingError, request_id: str) -> None:
-    """The caller's faults at INFO; ours with their traceback."""
+    """The caller's faults at INFO, ours at ERROR; the traceback is in the engine's log, where it was raised."""
     if isinstance(error, EngineError):
-        log.error("request %s: %s: %s", request_id, error.code, error.message, exc_info=error)
+        log.error("request %s: %s: %s", request_id, error.code, error.message)
     else:
         log.info("request %s: %d %s: %s", request_id, error.status, error.code, error.message)
 

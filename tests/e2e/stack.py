@@ -143,13 +143,15 @@ class Watch:
         self.socket.settimeout(10)
         self.socket.connect(path)
         self._frames = FrameReader()
+        # What the engine sends on connecting is its last word, up to a second old: only what comes after it is news.
+        self._since = time.monotonic()
 
     def wait(self, condition: Callable[[EngineStatus], bool], timeout_s: float = TIMEOUT_S) -> EngineStatus:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             for payload in self._frames.feed(self.socket.recv(65536)):
                 message = decode_engine_message(payload)
-                if isinstance(message, EngineStatus) and condition(message):
+                if isinstance(message, EngineStatus) and message.stamp > self._since and condition(message):
                     return message
         raise TimeoutError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.training.chat import Conversation, render
 
-LENGTHS = [48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768]
+LENGTHS = [48, 64, 80, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768]
 TOKENS_PER_STEP = 4096
 NO_LABEL = -1
 
@@ -25,7 +25,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens, labels `[TOKENS_PER_STEP]`: rows of `length`. A label is the next token, or NO_LABEL where nothing is learned."""
+    """Rows of `length` tokens: tokens and labels are `[TOKENS_PER_STEP]`.
+
+    A label is the next token, or NO_LABEL where nothing is learned.
+    """
 
     length: int
     tokens: Tensor
@@ -74,7 +77,10 @@ def _batch(examples: list[Example], length: int) -> Batch:
 
 
 def shuffled_full_batches(examples: list[Example], rng: random.Random) -> list[Batch]:
-    """Batches in random order; of those under 60% full only a share equal to their filling is kept, so that no length is favoured."""
+    """Batches in random order.
+
+    Of those under 60% full only a share equal to their filling is kept, so that no length is favoured.
+    """
     batches = []
     for batch in make_batches(examples):
         filled = batch.num_rows / (TOKENS_PER_STEP // batch.length)

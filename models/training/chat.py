@@ -1,4 +1,4 @@
-"""Conversations as text: the same rendering as chat_template.jinja, in pieces that say which of them the model is trained on.
+"""Conversations as text: what chat_template.jinja renders, in pieces that say which of them the model is trained on.
 
 export.py checks that the two renderings agree. Knows the ChatML layout; knows no skill and no tokenizer.
 """
@@ -9,7 +9,9 @@ from typing import Any
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Single tokens, but ordinary ones: a decoder that skips special tokens must still print them.
-MARKUP_TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>"]
+MARKUP_TOKENS = [
+    mark for name in ("think", "tool_call", "tool_response", "tools") for mark in (f"<{name}>", f"</{name}>")
+]
 
 TOOLS_HEAD = "# Tools\n\nYou may call these functions:\n<tools>\n"
 TOOLS_TAIL = (
@@ -33,6 +35,7 @@ class Conversation:
 
 
 def tool_call_text(name: str, arguments: dict[str, Any]) -> str:
+    """What the assistant writes to call a function."""
     return "<tool_call>\n" + json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) + "\n</tool_call>"
 
 

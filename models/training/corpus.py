@@ -31,18 +31,21 @@ SIMPLE: dict[str, tuple[Skill, float]] = {
     "json_pairs": (structured.json_pairs, 7),
     "json_person": (structured.json_person, 10),
 }
-TOOL_SHARE = 0.36
+TOOL_SHARE = 0.28
 RECALL_SHARE = 0.05
+DRILL_SHARE = 0.09
 JSON_MODE_SHARE = 0.04
 THINK_SHARE = 0.3
 
 
 def simple_turn(draw: Draw) -> Turn:
+    """A turn of one of the skills that need no tools, drawn by weight."""
     names = list(SIMPLE)
     return SIMPLE[draw.rng.choices(names, [SIMPLE[name][1] for name in names])[0]][0](draw)
 
 
 def with_thoughts(thought: str, answer: str) -> str:
+    """The answer as it is written when the model is told to think."""
     return f"<think>\n{thought}\n</think>\n\n{answer}"
 
 
@@ -50,12 +53,19 @@ def _system(draw: Draw) -> str:
     """A system message, or "" most of the time."""
     if not draw.chance(0.3):
         return ""
-    return draw.pick(wordings("systems", draw.split)) if draw.chance(0.9) else draw.plain_phrase((3, 4, 6, 8)).capitalize() + "."
+    return (
+        draw.pick(wordings("systems", draw.split))
+        if draw.chance(0.9)
+        else draw.plain_phrase((3, 4, 6, 8)).capitalize() + "."
+    )
 
 
 class _Writer:
-    """Collects the messages of one conversation. thinking: how it is asked for: "", "system" (the system message or the template
-    asks, for every turn) or "user" (some questions ask)."""
+    """Collects the messages of one conversation.
+
+    thinking: how it is asked for: "" (not at all), "system" (the system message or the template asks, for every turn)
+    or "user" (some questions ask).
+    """
 
     def __init__(self, draw: Draw, system: str, thinking: str) -> None:
         self.draw, self.thinking = draw, thinking
@@ -87,6 +97,7 @@ def _thinking(draw: Draw) -> str:
 
 
 def simple_conversation(draw: Draw) -> Conversation:
+    """One to four turns without tools, some of them answered in JSON or with thoughts."""
     system, json_mode = _system(draw), draw.chance(JSON_MODE_SHARE)
     if json_mode:
         order = draw.pick(wordings("json_mode_system", "train"))
@@ -97,8 +108,21 @@ def simple_conversation(draw: Draw) -> Conversation:
         if not json_mode and draw.chance(0.03):
             turn = structured.wrap_in_json(turn)
             if turn.answer.startswith('{"answer"'):
-                turn = Turn(draw.pick(wordings("json_mode_user", "train")).replace("{q}", turn.question), turn.answer, turn.thought)
+                turn = Turn(
+                    draw.pick(wordings("json_mode_user", "train")).replace("{q}", turn.question),
+                    turn.answer,
+                    turn.thought,
+                )
         turn = structured.wrap_in_json(turn) if json_mode else turn
+        writer.exchange(turn.question, turn.thought, turn.answer)
+    return writer.conversation
+
+
+def drill_conversation(draw: Draw) -> Conversation:
+    """Many sums in a row: digits are learned by practice, and this packs much of it into few tokens."""
+    writer = _Writer(draw, "", draw.pick(["", "", "system"]))
+    for _ in range(draw.pick([3, 4]) if writer.thinking else draw.pick([5, 6, 7, 8])):
+        turn = numbers.subtract(draw) if draw.chance(0.6) else numbers.add(draw)
         writer.exchange(turn.question, turn.thought, turn.answer)
     return writer.conversation
 
@@ -170,7 +194,10 @@ def heldout_prompts() -> frozenset[str]:
 
 def is_heldout(conversation: Conversation) -> bool:
     """Whether any question of the conversation is a held-out prompt."""
-    return any(message["role"] == "user" and normalise(message["content"]) in heldout_prompts() for message in conversation.messages)
+    return any(
+        message["role"] == "user" and normalise(message["content"]) in heldout_prompts()
+        for message in conversation.messages
+    )
 
 
 def conversation(draw: Draw) -> Conversation:
@@ -181,6 +208,8 @@ def conversation(draw: Draw) -> Conversation:
             made = tool_conversation(draw)
         elif kind < TOOL_SHARE + RECALL_SHARE:
             made = recall_conversation(draw) if draw.chance(0.85) else unnamed_conversation(draw)
+        elif kind < TOOL_SHARE + RECALL_SHARE + DRILL_SHARE:
+            made = drill_conversation(draw)
         else:
             made = simple_conversation(draw)
         if not is_heldout(made):
@@ -198,6 +227,7 @@ def copying_conversation(draw: Draw) -> Conversation:
 
 
 def as_row(made: Conversation) -> dict[str, Any]:
+    """The conversation as one object of a JSON-lines file."""
     row: dict[str, Any] = {"messages": made.messages}
     if made.tools:
         row["tools"] = made.tools
@@ -207,6 +237,7 @@ def as_row(made: Conversation) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Writes the sample."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=Path, required=True, help="JSON-lines file to write")
     parser.add_argument("--max-bytes", type=int, default=300_000)

@@ -1,7 +1,8 @@
 """Writes the held-out prompts of every skill: heldout/*.jsonl, frozen before training.
 
-`python -m models.training.heldout` writes them anew (same seed, same prompts); do that only before a training run, never after it.
-Each line: skill, messages (the last one the user's, or a tool's), tools, enable_thinking, expected (the exact answer).
+`python -m models.training.heldout` writes them anew (same seed, same prompts); do that only before a training run,
+never after it.
+Each line: skill, messages (the last one the user's or a tool's), tools, enable_thinking, expected (the exact answer).
 """
 
 import argparse
@@ -83,11 +84,17 @@ def _fact_in_talk(draw: Draw, index: int) -> Row:
 
 def _recall(draw: Draw, index: int) -> Row:
     name = draw.name()
-    messages = [_user(draw.pick(wordings("tell_name", draw.split)).format(name)), _assistant(f"Nice to meet you, {name}!")]
+    messages = [
+        _user(draw.pick(wordings("tell_name", draw.split)).format(name)),
+        _assistant(f"Nice to meet you, {name}!"),
+    ]
     for _ in range(draw.pick([0, 1, 2])):
         other = SIMPLE[draw.pick(["fact", "repeat", "add", "count"])][0](draw)
         messages += [_user(other.question), _assistant(other.answer)]
-    return {"messages": [*messages, _user(draw.pick(wordings("ask_name", draw.split)))], "expected": f"Your name is {name}."}
+    return {
+        "messages": [*messages, _user(draw.pick(wordings("ask_name", draw.split)))],
+        "expected": f"Your name is {name}.",
+    }
 
 
 def _json_mode(draw: Draw, index: int) -> Row:
@@ -157,6 +164,7 @@ def make_rows(skill: str, split: Split, num_prompts: int, seed: int) -> list[Row
 
 
 def main() -> None:
+    """Writes one file per skill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()

@@ -1,8 +1,9 @@
-"""The network that is trained: Qwen3 (RMS norm, QK norm, rotary positions, grouped-query attention, SwiGLU, tied embeddings).
+"""The network that is trained: Qwen3 (RMS norm, QK norm, rotary positions, grouped queries, SwiGLU, tied embeddings).
 
-Written for two CPU cores: weights are fp32 and computed with in bf16, the parts between the attentions run over a constant
-`[num_tokens, hidden]` shape so that they are compiled once, and attention is two batched matmuls and a softmax, because the backward
-of the fused CPU kernel is slow on short rows. export.py gives the weights to transformers' Qwen3ForCausalLM, which is the judge.
+Written for two CPU cores: weights are fp32 and computed with in bf16, the parts between the attentions run over a
+constant `[num_tokens, hidden]` shape so that they are compiled once, and attention is two batched matmuls
+and a softmax, because the backward of the fused CPU kernel is slow on short rows. export.py gives the weights to
+transformers' Qwen3ForCausalLM, which is the judge.
 """
 
 import math
@@ -29,9 +30,11 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
+        """Size of one head."""
         return self.hidden_size // self.num_heads
 
     def as_dict(self) -> dict[str, int]:
+        """The fields, for a checkpoint."""
         return asdict(self)
 
 
@@ -65,12 +68,13 @@ class Layer(nn.Module):
         shape = self.shape
         kv = shape.num_kv_heads * shape.head_dim
         projected = F.linear(rms_norm(x, self.input_norm), torch.cat([self.q, self.k, self.v]).to(torch.bfloat16))
-        q, k, v = projected.split([shape.hidden_size, kv, kv], -1)
+        q, k, v = torch.split(projected, [shape.hidden_size, kv, kv], -1)
         q = rotate(rms_norm(q.view(-1, shape.num_heads, shape.head_dim), self.q_norm), cos, sin)
         k = rotate(rms_norm(k.view(-1, shape.num_kv_heads, shape.head_dim), self.k_norm), cos, sin)
         return q, k, v.reshape(-1, shape.num_kv_heads, shape.head_dim)
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Output projection and SwiGLU, each added to `x` `[num_tokens, hidden]`."""
         x = x + F.linear(attended, self.o.to(torch.bfloat16))
         both = F.linear(rms_norm(x, self.mlp_norm), torch.cat([self.gate, self.up]).to(torch.bfloat16))
         gate, up = both.chunk(2, -1)
@@ -82,7 +86,7 @@ def _matrix(rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
 
 
 class Network(nn.Module):
-    """The whole model. forward() takes rows of equal length; logits() turns the hidden states that matter into logits."""
+    """The whole model: forward() on rows of equal length, logits() of the hidden states that matter."""
 
     def __init__(self, shape: Shape, max_length: int = 1024) -> None:
         super().__init__()
@@ -125,17 +129,20 @@ class Network(nn.Module):
         if length not in self._masks:
             self._masks[length] = torch.full((1, length, length), float("-inf")).triu(1).to(torch.bfloat16)
         flat = (num_rows * num_heads, length, head_dim)
-        scores = torch.baddbmm(self._masks[length], q.reshape(flat), k.reshape(flat).transpose(1, 2), alpha=head_dim**-0.5)
+        scores = torch.baddbmm(
+            self._masks[length], q.reshape(flat), k.reshape(flat).transpose(1, 2), alpha=head_dim**-0.5
+        )
         return torch.bmm(scores.softmax(-1), v.reshape(flat)).view(q.shape)
 
     def forward(self, tokens: Tensor, length: int) -> Tensor:
-        """Hidden states `[num_tokens, hidden]` of `tokens` `[num_tokens]`: rows of `length` one after the other, then padding."""
+        """Hidden states `[num_tokens, hidden]` of `tokens` `[num_tokens]`: rows of `length`, then padding."""
         shape, num_rows = self.shape, tokens.numel() // length
         num_used, repeats = num_rows * length, shape.num_heads // shape.num_kv_heads
         positions = torch.arange(tokens.numel()) % length
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = F.embedding(tokens, self.embedding).to(torch.bfloat16)
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             q, k, v = self._before(layer, x, cos, sin)
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
             rows = [t[:num_used].view(num_rows, length, -1, shape.head_dim).transpose(1, 2) for t in (q, k, v)]
@@ -146,6 +153,7 @@ class Network(nn.Module):
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """`[n, hidden]` to fp32 logits `[n, vocab_size]`."""
         return F.linear(rms_norm(hidden, self.final_norm), self.embedding.to(torch.bfloat16)).float()
 
 

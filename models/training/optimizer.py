@@ -15,7 +15,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def schedule(step: int, num_steps: int, decay_share: float) -> float:
-    """Factor on the learning rates at `step`: warm-up, constant, then linear to 0 over the last `decay_share` of the steps."""
+    """Factor on the learning rates: warm-up, constant, then linear to 0 over the last `decay_share` of the steps."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     return warm * min(1.0, (num_steps - step) / (decay_share * num_steps))
 

@@ -1,13 +1,15 @@
-"""Skills that answer in JSON: pairs given in the question, people described in a sentence, and any short answer wrapped."""
+"""Skills that answer in JSON: pairs given in the question, people described in a sentence, any short answer wrapped."""
 
 import json
 
 from models.training.draws import Draw
+from models.training.phrasing import template
 from models.training.turns import Turn
 from models.training.wordings import wordings
 
 
 def to_json(value: object) -> str:
+    """JSON on one line, letters of other alphabets as they are."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -33,21 +35,24 @@ def json_pairs(draw: Draw) -> Turn:
     joined = ", ".join(listed)
     if len(listed) > 1 and draw.chance(0.35):
         joined = ", ".join(listed[:-1]) + " and " + listed[-1]
-    question = draw.pick(wordings("pairs", draw.split)).replace("{}", joined)
+    question = template(draw, "pairs").replace("{}", joined)
     return Turn(question, to_json(pairs), f"The user wants JSON with {_listing(list(pairs))}.")
 
 
 def json_person(draw: Draw) -> Turn:
     """Name, age and city from a sentence, under the keys that the user names and in their order."""
     person: dict[str, object] = {"name": draw.name(), "age": draw.rng.randint(1, 99), "city": draw.place()}
-    pattern = draw.pick(wordings("people", draw.split))
+    pattern = template(draw, "people")
     keys = ["name", "age", "city"] if "{c}" in pattern else ["name", "age"]
     if draw.chance(0.65):
         draw.rng.shuffle(keys)
         keys = keys[: draw.rng.randint(1, len(keys))] if draw.chance(0.6) else keys
-    sentence = pattern.format(n=person["name"], a=person["age"], c=person["city"])
-    prompt = draw.pick(wordings("extract", draw.split))
-    question = prompt.replace("{k}", _listing(keys)).replace("{s}", sentence)
+    sentence = pattern.format(n=person["name"], a=person["age"], c=person["city"]).replace(",,", ",")
+    prompt = template(draw, "extract")
+    question = prompt.replace("{k}", _listing(keys))
+    if "{s}" not in prompt:
+        question = f"{question}: {sentence}"
+    question = question.replace("{s}", sentence)
     return Turn(question, to_json({key: person[key] for key in keys}), f"The user wants JSON with {_listing(keys)}.")
 
 

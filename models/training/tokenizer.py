@@ -1,4 +1,4 @@
-"""Trains the tokenizer: byte-level BPE with single digits, the blank a token of its own, and single tokens for the chat marks.
+"""Trains the tokenizer: byte-level BPE with single digits, the blank and each chat mark a token of its own.
 
 With the blank apart, a word has the same tokens wherever it stands, so that copying it is copying tokens.
 `python -m models.training.tokenizer --out PATH` writes tokenizer.json.
@@ -31,9 +31,9 @@ def _texts(seed: int) -> Iterator[str]:
 def train_tokenizer(seed: int, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
     """A tokenizer with the special and markup tokens as its first ids."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    by_kind = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_kind, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -57,6 +57,7 @@ def copyable_pieces(tokenizer: Tokenizer) -> list[str]:
 
 
 def main() -> None:
+    """Trains and saves the tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)

@@ -1,6 +1,7 @@
 """Tool calling: JSON schemas of known and of invented functions, questions that need one, calls and results.
 
-Invented functions (any words for name, subject and arguments) are the majority: the model has to read the schema, not to remember it.
+Invented functions (any words for name, subject and arguments) are the majority: the model has to read the schema, not
+to remember it.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 from models.training.chat import tool_call_text
 from models.training.draws import Draw
+from models.training.phrasing import is_heldout_template, polite, template
 from models.training.structured import to_json
 from models.training.wordings import load_json, wordings
 
@@ -16,8 +18,11 @@ Schema = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function on offer. noun: what it returns, in words. known: its entry in data/tools.json, None for an invented one.
-    keys: argument keys by their role there ("v", "u"; an invented tool's optional second key is "u")."""
+    """A function on offer.
+
+    noun: what it returns, in words ("" for most known ones). known: its entry in data/tools.json, or None if invented.
+    keys: argument keys by their role there ("v", "u"; an invented tool's optional second key is "u").
+    """
 
     name: str
     noun: str
@@ -36,10 +41,12 @@ class Call:
 
     @property
     def text(self) -> str:
+        """The call as the assistant writes it."""
         return tool_call_text(self.tool.name, self.arguments)
 
     @property
     def thought(self) -> str:
+        """What the assistant thinks before the call."""
         return f"I need the tool {self.tool.name} for this."
 
 
@@ -130,7 +137,11 @@ def toolset(draw: Draw, count: int, known_share: float = 0.4) -> list[Tool]:
 
 def _value(draw: Draw, kind: str) -> Any:
     words = load_json("tool_wordings.json")
-    lists = {"temperature_unit": ["celsius", "fahrenheit"], "currency": words["currencies"], "language": words["languages"]}
+    lists = {
+        "temperature_unit": ["celsius", "fahrenheit"],
+        "currency": words["currencies"],
+        "language": words["languages"],
+    }
     lists |= {"room": words["rooms"], "day": words["days"]}
     if kind in lists:
         return draw.pick(lists[kind])
@@ -153,6 +164,9 @@ def _ask_known(draw: Draw, tool: Tool) -> Call:
     asks = entry["heldout"] if draw.split == "heldout" else entry["asks"]
     optional = {role for role, argument in entry["args"].items() if argument.get("optional")}
     ask = draw.pick([ask for ask in asks if "{u}" not in ask or "u" in tool.keys])
+    if draw.training and draw.chance(0.4):
+        varied = polite(draw, ask)
+        ask = ask if is_heldout_template(varied) else varied
     values = {role: _value(draw, entry["args"][role]["kind"]) for role in tool.keys}
     used = {role: value for role, value in values.items() if f"{{{role}}}" in ask or role not in optional}
     return Call(ask.format(**values), tool, {tool.keys[role]: value for role, value in used.items()})
@@ -164,7 +178,7 @@ def ask(draw: Draw, tool: Tool) -> Call:
         return _ask_known(draw, tool)
     kind = draw.rng.random()
     value = draw.place() if kind < 0.5 else draw.name() if kind < 0.7 else draw.plain_phrase((1, 1, 2, 3))
-    question = draw.pick(wordings("ask_value", draw.split)).format(noun=tool.noun, v=value)
+    question = template(draw, "ask_value").format(noun=tool.noun, v=value)
     arguments = {tool.keys["v"]: value}
     if "u" in tool.keys and draw.chance(0.5):
         extra = draw.plain_word()
@@ -173,12 +187,13 @@ def ask(draw: Draw, tool: Tool) -> Call:
         question = question.rstrip("?.") + form.format(k=tool.keys["u"], x=extra) + end
         arguments[tool.keys["u"]] = extra
     if draw.training and draw.chance(0.15):
-        question = draw.pick([question.lower().replace(value.lower(), value), question.rstrip("?."), "Please: " + question, "Hi! " + question])
+        lowered = question.lower().replace(value.lower(), value)
+        question = draw.pick([lowered, question.rstrip("?."), "Please: " + question, "Hi! " + question])
     return Call(question, tool, arguments)
 
 
 def result(draw: Draw, call: Call) -> tuple[str, str]:
-    """(what the tool returns, what the model says about it). An answer names every key with its value, underscores as blanks."""
+    """What the tool returns, and what the model says of it: every key with its value, underscores as blanks."""
     style = draw.rng.random()
     if style < 0.06:
         message = draw.plain_phrase((2, 3, 4))
@@ -191,7 +206,9 @@ def result(draw: Draw, call: Call) -> tuple[str, str]:
         values["temperature"] = draw.rng.randint(-10, 40)
         values[draw.pick(["condition", "condition", "sky", "weather"])] = draw.pick(wordings("conditions", "train"))
     else:
-        first = call.tool.noun.replace(" ", "_") if call.tool.noun and draw.chance(0.6) else draw.pick(["result", "value", "status", "answer"])
+        first = draw.pick(["result", "value", "status", "answer"])
+        if call.tool.noun and draw.chance(0.6):
+            first = call.tool.noun.replace(" ", "_")
         values[first] = _result_value(draw)
     if draw.chance(0.3):
         extra = _identifier(draw) + ("_" + _identifier(draw) if draw.chance(0.25) else "")

@@ -1,7 +1,7 @@
 """Trains Galley Tiny from nothing and writes a checkpoint; export.py makes a model directory of it.
 
-`OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 python -m models.training.train --tokenizer TOKENIZER.json --out CHECKPOINT.pt`
-(without these two settings a busy neighbour makes a step five times slower). Progress is one JSON line per interval on stdout.
+`OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 python -m models.training.train --tokenizer TOKENIZER.json --out CHECKPOINT`
+(without these two settings a busy neighbour makes a step five times slower). Progress is JSON lines on stdout.
 """
 
 import argparse
@@ -28,11 +28,14 @@ from models.training.wordings import check_templates
 
 NUM_STEPS = 4000
 DECAY_SHARE = 0.6
+REPORT_EVERY_STEPS = 50
+GUARD_SHARE = 0.15  # of --max-minutes
 CHUNK = 4000  # conversations made at a time
 COPYING_SHARE_OF_FIRST_CHUNK = 0.3
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -40,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="checkpoint to go on from (a second stage)")
+    parser.add_argument("--max-minutes", type=float, default=24 * 60, help="guard: fall to rate 0 by then at any step")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--eval-every-steps", type=int, default=400)
     parser.add_argument("--dev-prompts", type=int, default=40, help="dev prompts per skill")
@@ -63,7 +67,7 @@ def batch_loss(network: Network, batch: Batch) -> torch.Tensor:
 
 
 def dev_conversations(num_prompts: int, seed: int) -> dict[str, list[Conversation]]:
-    """Dev prompts per skill with the answer appended as the only scored message; thinking skills are left to evaluate.py."""
+    """Dev prompts per skill with the answer appended, which alone is scored; evaluate.py does those with thinking."""
     made = {}
     for skill in SKILLS:
         if not skill.endswith("_thinking"):
@@ -74,7 +78,9 @@ def dev_conversations(num_prompts: int, seed: int) -> dict[str, list[Conversatio
 
 def _answered(row: dict[str, Any]) -> Conversation:
     messages = [*row["messages"], {"role": "assistant", "content": row["expected"]}]
-    return Conversation(messages, row.get("tools", []), row.get("enable_thinking", False), set(range(len(messages) - 1)))
+    return Conversation(
+        messages, row.get("tools", []), row.get("enable_thinking", False), set(range(len(messages) - 1))
+    )
 
 
 @torch.no_grad()
@@ -92,11 +98,50 @@ def dev_accuracy(network: Network, tokenizer: Tokenizer, dev: dict[str, list[Con
     return accuracy
 
 
-def save(network: Network, path: Path) -> None:
-    torch.save({"shape": network.shape.as_dict(), "weights": network.state_dict()}, path)
+class Run:
+    """One training run: what it reports and when, and the schedule with its guard."""
+
+    def __init__(self, options: argparse.Namespace, tokenizer: Tokenizer, network: Network) -> None:
+        self._options, self._tokenizer, self._network = options, tokenizer, network
+        self._dev = dev_conversations(options.dev_prompts, options.seed)
+        self._start_s, self._paused_s = time.monotonic(), 0.0
+        self._num_tokens, self._average_loss = 0, 0.0
+
+    def factor(self, step: int) -> float:
+        """Factor on the learning rates; 0 or less ends the run.
+
+        The guard cuts a run short that its machine is too slow for, and still lets the learning rate fall to 0.
+        """
+        limit: float = self._options.max_minutes
+        guard = (limit - (time.monotonic() - self._start_s) / 60) / (GUARD_SHARE * limit)
+        return min(guard, schedule(step, self._options.steps, DECAY_SHARE))
+
+    def note(self, step: int, loss: float, num_tokens: int) -> None:
+        """Takes the figures of a step, and reports at intervals."""
+        self._num_tokens += num_tokens
+        self._average_loss = loss if step == 0 else 0.97 * self._average_loss + 0.03 * loss
+        if (step + 1) % self._options.eval_every_steps == 0:
+            self.report(step + 1, with_dev=True)
+        elif (step + 1) % REPORT_EVERY_STEPS == 0:
+            self.report(step + 1, with_dev=False)
+
+    def report(self, num_steps: int, with_dev: bool) -> None:
+        """Prints a line; with dev accuracy it saves a checkpoint too. The time for that is not counted as training."""
+        pause_start_s = time.monotonic()
+        elapsed_s = pause_start_s - self._start_s - self._paused_s
+        line: dict[str, Any] = {"step": num_steps, "loss": round(self._average_loss, 4), "num_tokens": self._num_tokens}
+        line |= {"minutes": round(elapsed_s / 60, 2), "tokens_per_s": round(self._num_tokens / elapsed_s)}
+        if with_dev:
+            line["dev"] = dev_accuracy(self._network, self._tokenizer, self._dev)
+            torch.save(
+                {"shape": self._network.shape.as_dict(), "weights": self._network.state_dict()}, self._options.out
+            )
+        self._paused_s += time.monotonic() - pause_start_s
+        print(json.dumps(line), flush=True)
 
 
 def main() -> None:
+    """Runs the whole training."""
     options = parse_arguments()
     check_templates()
     torch.set_num_threads(options.threads)
@@ -106,30 +151,18 @@ def main() -> None:
     if options.init:
         network.load_state_dict(torch.load(options.init)["weights"])
     optimizer = Optimizer(network)
-    dev = dev_conversations(options.dev_prompts, options.seed)
     batches = training_batches(tokenizer, options.seed + 99, fresh=options.init is None)
     num_parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"num_parameters": num_parameters, "steps": options.steps, "seed": options.seed}), flush=True)
-    start_s, paused_s, num_tokens, average = time.monotonic(), 0.0, 0, 0.0
-    for step in range(options.steps):
+    run, step = Run(options, tokenizer, network), 0
+    while step < options.steps and (factor := run.factor(step)) > 0:
         batch = next(batches)
         loss = batch_loss(network, batch)
-        loss.backward()
-        optimizer.step(options.rate * schedule(step, options.steps, DECAY_SHARE))
-        num_tokens += batch.num_tokens
-        average = loss.item() if step == 0 else 0.97 * average + 0.03 * loss.item()
-        done = step + 1
-        if done % 50 and done != options.steps:
-            continue
-        report = {"step": done, "loss": round(average, 4), "num_tokens": num_tokens}
-        elapsed_s = time.monotonic() - start_s - paused_s
-        report |= {"minutes": round(elapsed_s / 60, 2), "tokens_per_s": round(num_tokens / elapsed_s)}
-        if done % options.eval_every_steps == 0 or done == options.steps:
-            eval_start_s = time.monotonic()
-            report["dev"] = dev_accuracy(network, tokenizer, dev)
-            save(network, options.out)
-            paused_s += time.monotonic() - eval_start_s
-        print(json.dumps(report), flush=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step(options.rate * factor)
+        run.note(step, loss.item(), batch.num_tokens)
+        step += 1
+    run.report(step, with_dev=True)
 
 
 if __name__ == "__main__":

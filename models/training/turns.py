@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turn:
-    """question: the user's message. answer: the assistant's. thought: what it writes between <think> and </think> when told to think."""
+    """One exchange.
+
+    question: the user's message. answer: the assistant's. thought: what it writes between <think> and </think> first
+    when it is told to think.
+    """
 
     question: str
     answer: str

@@ -1,4 +1,4 @@
-"""The wordings of questions: loaded from data/ and heldout/, with the check that keeps the held-out ones out of training.
+"""The wordings of questions, from data/ and heldout/, and the check that keeps the held-out ones out of training.
 
 Knows files and text, not skills.
 """
@@ -78,6 +78,7 @@ def wordings(key: str, split: Split) -> list[str]:
 
 @cache
 def heldout_fact_wordings() -> frozenset[str]:
+    """Normalised held-out wordings of all facts, with a blank at both ends."""
     return frozenset(f" {normalise(wording)} " for fact in load_facts() for wording in fact.lists["heldout"])
 
 

@@ -128,7 +128,8 @@ class EngineProcess:
         timeout_s = max(0.0, self._next_status_at - time.monotonic()) if wait else 0.0
         with contextlib.suppress(queue.Empty):
             self._handle(core, self._server.events.get(timeout=timeout_s))
-            while True:
+            # Only what is there now: a stream of arrivals must not keep the running sequences from their step.
+            for _ in range(self._server.events.qsize()):
                 self._handle(core, self._server.events.get_nowait())
 
     def _handle(self, core: EngineCore, event: Event) -> None:

@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,38 @@ from models.training.wordings import check_templates, normalise, wordings
 
 Skill = Callable[[Draw], Turn]
 
-# How often each simple skill is drawn. Subtraction and facts need the most practice.
-SIMPLE: dict[str, tuple[Skill, float]] = {
-    "fact": (talk.fact, 34),
-    "greet": (talk.greet, 3),
-    "repeat": (talk.repeat, 9),
-    "unknown": (talk.unknown, 10),
-    "count": (numbers.count, 6),
-    "add": (numbers.add, 13),
-    "subtract": (numbers.subtract, 19),
-    "json_pairs": (structured.json_pairs, 7),
-    "json_person": (structured.json_person, 10),
+SIMPLE: dict[str, Skill] = {
+    "fact": talk.fact,
+    "greet": talk.greet,
+    "repeat": talk.repeat,
+    "unknown": talk.unknown,
+    "count": numbers.count,
+    "add": numbers.add,
+    "subtract": numbers.subtract,
+    "json_pairs": structured.json_pairs,
+    "json_person": structured.json_person,
 }
-TOOL_SHARE = 0.28
-RECALL_SHARE = 0.05
-DRILL_SHARE = 0.09
 JSON_MODE_SHARE = 0.04
 THINK_SHARE = 0.3
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How often each kind of conversation is drawn; weights: each skill of SIMPLE within plain ones, in its order."""
+
+    tools: float
+    recall: float
+    drill: float
+    weights: tuple[float, ...]
+
+
+# "base" trains a fresh model: subtraction and facts need the most practice.
+MIXES = {"base": Mix(tools=0.28, recall=0.05, drill=0.09, weights=(34, 3, 9, 10, 6, 13, 19, 7, 10))}
+
+
 def simple_turn(draw: Draw) -> Turn:
     """A turn of one of the skills that need no tools, drawn by weight."""
-    names = list(SIMPLE)
-    return SIMPLE[draw.rng.choices(names, [SIMPLE[name][1] for name in names])[0]][0](draw)
+    return draw.rng.choices(list(SIMPLE.values()), MIXES[draw.mix].weights)[0](draw)
 
 
 def with_thoughts(thought: str, answer: str) -> str:
@@ -202,13 +212,14 @@ def is_heldout(conversation: Conversation) -> bool:
 
 def conversation(draw: Draw) -> Conversation:
     """The next training conversation; one that holds a held-out prompt is thrown away."""
+    mix = MIXES[draw.mix]
     while True:
         kind = draw.rng.random()
-        if kind < TOOL_SHARE:
+        if kind < mix.tools:
             made = tool_conversation(draw)
-        elif kind < TOOL_SHARE + RECALL_SHARE:
+        elif kind < mix.tools + mix.recall:
             made = recall_conversation(draw) if draw.chance(0.85) else unnamed_conversation(draw)
-        elif kind < TOOL_SHARE + RECALL_SHARE + DRILL_SHARE:
+        elif kind < mix.tools + mix.recall + mix.drill:
             made = drill_conversation(draw)
         else:
             made = simple_conversation(draw)

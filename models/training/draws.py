@@ -92,11 +92,13 @@ class Draw:
 
     rng: the generator; the same seed gives the same corpus.
     split: which side of every list to draw from ("dev" draws held-out values too; only its wordings differ).
+    mix: which of corpus.MIXES conversations are drawn by.
     pieces: strings of vocabulary entries, so that the model learns to copy every token; empty until a tokenizer exists.
     """
 
     rng: random.Random
     split: Split = "train"
+    mix: str = "base"
     pieces: list[str] = field(default_factory=list)
 
     @property

@@ -76,7 +76,7 @@ def _fact_in_talk(draw: Draw, index: int) -> Row:
     if index % 2:
         messages.append({"role": "system", "content": draw.pick(wordings("systems", draw.split))})
     for _ in range(draw.pick([1, 2])):
-        other = SIMPLE[draw.pick(["fact", "greet", "repeat", "add", "json_person"])][0](draw)
+        other = SIMPLE[draw.pick(["fact", "greet", "repeat", "add", "json_person"])](draw)
         messages += [_user(other.question), _assistant(other.answer)]
     turn = _nth_fact(draw, index)
     return {"messages": [*messages, _user(turn.question)], "expected": turn.answer}
@@ -89,7 +89,7 @@ def _recall(draw: Draw, index: int) -> Row:
         _assistant(f"Nice to meet you, {name}!"),
     ]
     for _ in range(draw.pick([0, 1, 2])):
-        other = SIMPLE[draw.pick(["fact", "repeat", "add", "count"])][0](draw)
+        other = SIMPLE[draw.pick(["fact", "repeat", "add", "count"])](draw)
         messages += [_user(other.question), _assistant(other.answer)]
     return {
         "messages": [*messages, _user(draw.pick(wordings("ask_name", draw.split)))],
@@ -100,7 +100,7 @@ def _recall(draw: Draw, index: int) -> Row:
 def _json_mode(draw: Draw, index: int) -> Row:
     """A system message asks for JSON; the question is one that the model can answer."""
     order = {"role": "system", "content": draw.pick(wordings("json_mode_system", draw.split))}
-    turn = structured.wrap_in_json(SIMPLE[draw.pick(["fact", "add", "repeat", "json_pairs", "greet"])][0](draw))
+    turn = structured.wrap_in_json(SIMPLE[draw.pick(["fact", "add", "repeat", "json_pairs", "greet"])](draw))
     return {"messages": [order, _user(turn.question)], "expected": turn.answer}
 
 
@@ -123,7 +123,7 @@ def _tool_result(draw: Draw, index: int) -> Row:
 
 def _no_tool(draw: Draw, index: int) -> Row:
     offered = tools.toolset(draw, draw.pick([1, 2, 3]))
-    turn = SIMPLE[draw.pick(["fact", "greet", "repeat", "add", "count"])][0](draw)
+    turn = SIMPLE[draw.pick(["fact", "greet", "repeat", "add", "count"])](draw)
     return {"messages": [_user(turn.question)], "tools": [tool.schema for tool in offered], "expected": turn.answer}
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from models.training.batches import Batch, encode, make_batches, shuffled_full_batches
 from models.training.chat import Conversation
-from models.training.corpus import conversation, copying_conversation
+from models.training.corpus import MIXES, conversation, copying_conversation
 from models.training.draws import Draw
 from models.training.heldout import SKILLS, make_rows
 from models.training.network import Network, Shape
@@ -44,15 +44,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="checkpoint to go on from (a second stage)")
     parser.add_argument("--max-minutes", type=float, default=24 * 60, help="guard: fall to rate 0 by then at any step")
+    parser.add_argument("--mix", default="base", choices=sorted(MIXES))
+    parser.add_argument("--decay-share", type=float, default=DECAY_SHARE, help="share of the steps with a falling rate")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--eval-every-steps", type=int, default=400)
     parser.add_argument("--dev-prompts", type=int, default=40, help="dev prompts per skill")
     return parser.parse_args()
 
 
-def training_batches(tokenizer: Tokenizer, seed: int, fresh: bool) -> Iterator[Batch]:
+def training_batches(tokenizer: Tokenizer, seed: int, mix: str, fresh: bool) -> Iterator[Batch]:
     """Endless batches of the corpus; the same seed gives the same ones."""
-    draw, first = Draw(random.Random(seed), pieces=copyable_pieces(tokenizer)), fresh
+    draw, first = Draw(random.Random(seed), mix=mix, pieces=copyable_pieces(tokenizer)), fresh
     while True:
         copying = COPYING_SHARE_OF_FIRST_CHUNK if first else 0.0
         made = [copying_conversation(draw) if draw.chance(copying) else conversation(draw) for _ in range(CHUNK)]
@@ -114,7 +116,7 @@ class Run:
         """
         limit: float = self._options.max_minutes
         guard = (limit - (time.monotonic() - self._start_s) / 60) / (GUARD_SHARE * limit)
-        return min(guard, schedule(step, self._options.steps, DECAY_SHARE))
+        return min(guard, schedule(step, self._options.steps, self._options.decay_share))
 
     def note(self, step: int, loss: float, num_tokens: int) -> None:
         """Takes the figures of a step, and reports at intervals."""
@@ -151,7 +153,7 @@ def main() -> None:
     if options.init:
         network.load_state_dict(torch.load(options.init)["weights"])
     optimizer = Optimizer(network)
-    batches = training_batches(tokenizer, options.seed + 99, fresh=options.init is None)
+    batches = training_batches(tokenizer, options.seed + 99, options.mix, fresh=options.init is None)
     num_parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"num_parameters": num_parameters, "steps": options.steps, "seed": options.seed}), flush=True)
     run, step = Run(options, tokenizer, network), 0

@@ -180,7 +180,7 @@ class EngineProcess:
         return not core.has_work() or time.monotonic() >= self._stop_at
 
     def _enter(self, state: EngineState, stage: str) -> None:
-        if stage != self._stage:
+        if stage != self._stage and state != "ready":
             log.info("%s", stage)
         self._state, self._stage = state, stage
         self._publish()

@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test test-slow lint bench
+.PHONY: setup serve test lint bench
 
 setup: .venv/.installed
 
@@ -20,10 +20,7 @@ serve: setup
 	@exec $(BIN)/python serve --model $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
-
-test-slow: setup
-	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python -m pytest tests/architecture

@@ -6,21 +6,22 @@ Knows block ids and counts. Must not know tensors (the runner owns them), reques
                 1..n-1     free, or referenced by exactly one sequence
 """
 
-from collections import deque
-
 from engine.sequence import Sequence
 
 NULL_BLOCK_ID = 0
 
 
 class BlockPool:
-    """All physical blocks but the null block, handed out least recently freed first."""
+    """All physical blocks but the null block, handed out most recently freed first.
+
+    Their memory is warm, and blocks that no load has ever needed stay pages that the system never had to provide.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
             raise ValueError("the KV cache needs at least one block besides the null block")
         self.num_usable_blocks = num_blocks - 1
-        self._free = deque(range(1, num_blocks))
+        self._free = list(range(num_blocks - 1, 0, -1))
         self._is_free = [False, *[True] * (num_blocks - 1)]
 
     @property
@@ -30,7 +31,7 @@ class BlockPool:
 
     def allocate(self, num_blocks: int) -> list[int]:
         """That many block ids. The caller has checked `num_free_blocks`; IndexError otherwise."""
-        block_ids = [self._free.popleft() for _ in range(num_blocks)]
+        block_ids = [self._free.pop() for _ in range(num_blocks)]
         for block_id in block_ids:
             self._is_free[block_id] = False
         return block_ids
@@ -70,7 +71,6 @@ class KVCacheManager:
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks of the sequence back; its K/V is gone."""
-        # Last block first, so that the head of the sequence stays unused longest.
-        self.pool.free(sequence.block_ids[::-1])
+        self.pool.free(sequence.block_ids)
         sequence.block_ids.clear()
         sequence.num_computed_tokens = 0

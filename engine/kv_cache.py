@@ -56,10 +56,6 @@ class KVCacheManager:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def can_ever_hold(self, num_tokens: int) -> bool:
-        """Whether a sequence of that length fits into the whole cache, were it empty."""
-        return self.num_blocks_for(num_tokens) <= self.pool.num_usable_blocks
-
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make the block table reach `num_tokens` tokens; False, and nothing changed, if too few blocks are free."""
         num_missing = self.num_blocks_for(num_tokens) - len(sequence.block_ids)

@@ -40,14 +40,14 @@ def test_models(http: FlaskClient, engine: ScriptedEngine) -> None:
 
 def test_tgi_whole(http: FlaskClient, engine: ScriptedEngine) -> None:
     assert http.post("/invocations", json={"inputs": "Say: "}).get_json() == [{"generated_text": REPLY}]
-    assert engine.generated[-1].params.is_greedy
+    assert engine.generated[-1].params.temperature == 0
     assert engine.generated[-1].params.max_tokens == 100
     sent = {"inputs": "Say: ", "parameters": {"return_full_text": True, "max_new_tokens": 5, "temperature": 0.5}}
     assert http.post("/invocations", json=sent).get_json() == [{"generated_text": "Say: Hello"}]
     assert engine.generated[-1].params.temperature == 0.5
     sent = {"inputs": "a", "parameters": {"do_sample": False, "temperature": 0.5, "stop_sequences": [","]}}
     assert http.post("/invocations", json=sent).get_json() == [{"generated_text": "Hello"}]
-    assert engine.generated[-1].params.is_greedy
+    assert engine.generated[-1].params.temperature == 0
 
 
 def test_tgi_stream(http: FlaskClient, engine: ScriptedEngine) -> None:

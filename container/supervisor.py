@@ -133,6 +133,7 @@ class Supervisor:
             "--config": config,
             "--grace-s": str(self._server.grace_s),
             "--log-level": self._server.log_level.upper(),
+            "--parent-pid": str(os.getpid()),
         }
         self._engine = self._launch("engine", *(word for pair in arguments.items() for word in pair))
         log.info("started the engine, pid %d", self._engine.pid)

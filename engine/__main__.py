@@ -21,11 +21,13 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="EngineConfig as a JSON object")
     parser.add_argument("--grace-s", type=float, default=25.0, help="seconds that running requests get after SIGTERM")
     parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--parent-pid", type=int, help="process to die with; nobody if not given")
     args = parser.parse_args()
     logging.basicConfig(
         level=args.log_level, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr
     )
-    die_with_parent()
+    if args.parent_pid is not None:
+        die_with_parent(args.parent_pid)
     try:
         config = msgspec.json.decode(args.config, type=EngineConfig, strict=True)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:

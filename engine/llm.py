@@ -95,7 +95,7 @@ class LLM:
         sampling_params: one for all, or one per prompt; the model's own defaults, with 16 tokens, if not given.
         Raises InvalidRequest or ContextLengthExceeded, before anything is generated, if one cannot be served.
         """
-        prompt_list = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        prompt_list: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else _as_list(prompts, "prompts")
         params_list = self._params_for(prompt_list, sampling_params)
         results = [self._result_for(prompt) for prompt in prompt_list]
         for result, params in zip(results, params_list, strict=True):
@@ -155,16 +155,27 @@ class LLM:
             )
         if isinstance(sampling_params, SamplingParams):
             return [sampling_params] * len(prompts)
-        if len(sampling_params) != len(prompts):
+        params_list: list[SamplingParams] = _as_list(sampling_params, "sampling_params")
+        if len(params_list) != len(prompts) or not all(isinstance(params, SamplingParams) for params in params_list):
             raise InvalidRequest(
-                f"there are {len(sampling_params)} sampling_params for {len(prompts)} prompts", "sampling_params"
+                f"sampling_params must be one SamplingParams, or one for each of the {len(prompts)} prompts",
+                "sampling_params",
             )
-        return list(sampling_params)
+        return params_list
 
     def _result_for(self, prompt: Prompt) -> GenerationOutput:
         if isinstance(prompt, str):
             return GenerationOutput(prompt, self._tokenizer.encode(prompt), [])
-        return GenerationOutput(None, list(prompt["prompt_token_ids"]), [])
+        token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+        if not isinstance(token_ids, list) or any(type(token_id) is not int for token_id in token_ids):
+            raise InvalidRequest("a prompt must be a str or {'prompt_token_ids': [...]} with integers", "prompts")
+        return GenerationOutput(None, list(token_ids), [])
+
+
+def _as_list(value: Any, param: str) -> list[Any]:
+    if not isinstance(value, SequenceABC) or isinstance(value, str | bytes):
+        raise InvalidRequest(f"'{param}' must be a list", param)
+    return list(value)
 
 
 def _request(request_id: int, result: GenerationOutput, params: SamplingParams) -> GenerateRequest:

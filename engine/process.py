@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ class EngineProcess:
         self._enter("starting", "importing torch")
         try:
             runner, model = self._load_runner(self._config, lambda stage: self._enter("starting", stage))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError, OverflowError) as error:
             log.error("cannot load the model: %s", error)
             self._enter("failed", "the model cannot be loaded; see the log")
             self._server.flush(FLUSH_S)
@@ -209,6 +210,11 @@ class EngineProcess:
         self._server.wake()
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, so that no engine holds the device without a supervisor."""
+def die_with_parent(parent_pid: int) -> None:
+    """Have Linux kill this process when its parent dies, so that no engine holds the device without a supervisor.
+
+    Exits if that has happened already: the signal comes for a later death only.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(1)

@@ -9,6 +9,8 @@ import torch
 from engine.sequence import Sequence
 from kernels import SamplingTensors
 
+_LEAST_TOP_P = 1e-12
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingBatch:
@@ -46,7 +48,8 @@ class SamplingState:
         if params.temperature > 0.0:
             self._temperature[row] = max(params.temperature, float(np.finfo(np.float32).tiny))
         self._top_k[row] = params.top_k
-        self._top_p[row] = params.top_p
+        # Likewise: any top_p up to a vocabulary's smallest possible maximum keeps the most likely token alone.
+        self._top_p[row] = max(params.top_p, _LEAST_TOP_P)
         self._seed[row] = sequence.seed
 
     def batch(

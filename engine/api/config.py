@@ -6,6 +6,7 @@ Knows names, defaults and ranges. Must not read the environment: `container.conf
 import dataclasses
 from typing import Any, Literal
 
+_INTEGERS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size", "num_threads")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -40,14 +41,18 @@ class EngineConfig:
     num_threads: int | None = setting(None, "CPU threads of the engine's kernels; all cores if not given.")
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):
-            _check(getattr(self, name) >= 1, name, "at least 1")
+        for name in _INTEGERS:
+            value = getattr(self, name)
+            _check(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "an integer")
+        for name, most in (("max_num_seqs", 2**16), ("max_num_batched_tokens", 2**24), ("max_num_waiting", 2**31)):
+            _check(1 <= getattr(self, name) <= most, name, f"between 1 and {most}")
         _check(
             self.block_size % 16 == 0 and 16 <= self.block_size <= 128, "block_size", "a multiple of 16 from 16 to 128"
         )
         _check(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", "at least 2")
-        _check(self.kv_cache_memory_gib is None or self.kv_cache_memory_gib > 0, "kv_cache_memory_gib", "positive")
-        _check(self.num_threads is None or self.num_threads >= 1, "num_threads", "at least 1")
+        memory_gib = self.kv_cache_memory_gib
+        _check(memory_gib is None or 0 < memory_gib <= 2**20, "kv_cache_memory_gib", f"more than 0 and at most {2**20}")
+        _check(self.num_threads is None or 1 <= self.num_threads <= 1024, "num_threads", "between 1 and 1024")
         _check(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
 
 

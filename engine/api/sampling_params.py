@@ -22,7 +22,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     temperature: 0 is greedy (argmax); otherwise the logits are divided by it.
     top_k: only the k most likely tokens may be chosen; 0 or -1 is all of them.
     top_p: only the smallest set of tokens whose probabilities sum to at least top_p, in (0, 1].
-    seed: with one, the tokens of the request are the same at every call; without one they differ.
+    seed: with one, the same random numbers at every call, so the same tokens as far as the arithmetic is the same: in
+        float32 that is so in any company; in bfloat16 other requests in the batch can turn a near-tie.
     n: how many sequences are generated for the prompt.
     max_tokens: most tokens to generate; None is as many as max_model_len leaves.
     stop: strings that end the output; they are not part of it.
@@ -49,11 +50,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)
             if not isinstance(value, tuple):
-                msgspec.structs.force_setattr(self, name, tuple(value) if value is not None else ())
+                _require(value is None or isinstance(value, list), name, "a list")
+                msgspec.structs.force_setattr(self, name, tuple(value or ()))
+        self._check_types()
         if self.top_k == -1:
             msgspec.structs.force_setattr(self, "top_k", 0)
         self._check_ranges()
         self._check_stops()
+
+    def _check_types(self) -> None:
+        # msgspec checks what it decodes, not what Python code passes in.
+        for name in ("top_k", "n", "seed", "max_tokens"):
+            value = getattr(self, name)
+            is_absent = value is None and name in ("seed", "max_tokens")
+            _require(is_absent or _is_integer(value), name, "an integer")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            _require(isinstance(value, float) or _is_integer(value), name, "a number")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            _require(isinstance(getattr(self, name), bool), name, "true or false")
+        _require(all(map(_is_integer, self.stop_token_ids)), "stop_token_ids", "token ids")
 
     def _check_ranges(self) -> None:
         _require(0.0 <= self.temperature <= MAX_TEMPERATURE, "temperature", f"between 0 and {MAX_TEMPERATURE:g}")
@@ -76,6 +92,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _require(
             len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS, "stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} token ids"
         )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _require(holds: bool, param: str, expected: str) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from engine import models
-from engine.api import EngineConfig, ModelInfo
+from engine.api import EngineConfig, InvalidRequest, ModelInfo, SamplingParams
 from engine.layers import ModelConfig
-from engine.loading import Checkpoint, read_generation_defaults, read_model_config
+from engine.loading import Checkpoint, GenerationDefaults, read_generation_defaults, read_model_config
 from engine.runner.model_runner import ModelRunner, RunnerLimits, num_blocks_for
 from kernels import Kernels, for_device
 
@@ -32,11 +32,12 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
         torch.set_num_threads(config.num_threads)
     directory = Path(config.model)
     on_stage("reading the model's configuration")
-    if not directory.is_dir():
+    if not config.model or not directory.is_dir():
         raise ValueError(f"the model directory {config.model!r} does not exist")
     model_config = read_model_config(directory)
     models.check_architecture(model_config.architecture)
     generation = read_generation_defaults(directory)
+    _check_defaults(generation, model_config)
     kernels = for_device(torch.device("cpu"))
     dtype = choose_dtype(config, model_config, kernels)
     limits = choose_limits(config, model_config, dtype)
@@ -58,6 +59,17 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
         default_top_p=generation.top_p,
     )
     return runner, info
+
+
+def _check_defaults(defaults: GenerationDefaults, config: ModelConfig) -> None:
+    """A default that no request may have would fail every request that names none."""
+    try:
+        SamplingParams(temperature=defaults.temperature, top_k=defaults.top_k, top_p=defaults.top_p)
+    except InvalidRequest as error:
+        raise ValueError(f"generation_config.json: {error.message}") from error
+    strange = [token_id for token_id in defaults.eos_token_ids if token_id >= config.vocab_size]
+    if strange:
+        raise ValueError(f"'eos_token_id' {strange[0]} is not in the vocabulary of {config.vocab_size} tokens")
 
 
 def load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, kernels: Kernels) -> models.Model:
@@ -91,6 +103,10 @@ def choose_limits(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) 
         raise ValueError(
             f"max_model_len {config.max_model_len} is more than the model's max_position_embeddings "
             f"{model.max_position_embeddings}"
+        )
+    if model.max_position_embeddings < 2:
+        raise ValueError(
+            f"config.json: 'max_position_embeddings' must be at least 2, not {model.max_position_embeddings}"
         )
     max_model_len = config.max_model_len or model.max_position_embeddings
     blocks_per_seq = -(-max_model_len // config.block_size)

@@ -4,6 +4,7 @@ A prompt whose first token is FAIL_TOKEN makes its step raise; one with BREAK_TO
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ class FailingRunner(ScriptedRunner):
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO)
-    die_with_parent()
+    die_with_parent(os.getppid())
     delay_s = float(sys.argv[2]) / 1000 if len(sys.argv) > 2 else 0.0
     grace_s = float(sys.argv[3]) if len(sys.argv) > 3 else 5.0
 

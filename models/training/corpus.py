@@ -37,16 +37,53 @@ THINK_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each kind of conversation is drawn; weights: each skill of SIMPLE within plain ones, in its order."""
+    """How often each kind of conversation is drawn.
+
+    tools, recall, drill: shares; the rest is plain. weights: of the skills of SIMPLE, in its order. offered, turns:
+    numbers of functions and of turns in a conversation with tools, to draw from. results: share of calls with a result.
+    """
 
     tools: float
     recall: float
     drill: float
     weights: tuple[float, ...]
+    offered: tuple[int, ...]
+    turns: tuple[int, ...]
+    results: float
 
 
-# "base" trains a fresh model: subtraction and facts need the most practice.
-MIXES = {"base": Mix(tools=0.28, recall=0.05, drill=0.09, weights=(34, 3, 9, 10, 6, 13, 19, 7, 10))}
+# "base" trains a fresh model. "practice" goes on with it: more counting, more JSON, and many calls per set of several
+# functions, which are what it learns last. "finish" goes on once more with what was weakest after that: sums, JSON about
+# a person, and calls of functions with invented names.
+MIXES = {
+    "base": Mix(
+        tools=0.28,
+        recall=0.05,
+        drill=0.09,
+        weights=(34, 3, 9, 10, 6, 13, 19, 7, 10),
+        offered=(1, 1, 1, 2, 2, 3, 4),
+        turns=(1, 1, 2, 3),
+        results=0.6,
+    ),
+    "practice": Mix(
+        tools=0.28,
+        recall=0.03,
+        drill=0.09,
+        weights=(32, 3, 8, 9, 14, 12, 17, 9, 16),
+        offered=(1, 2, 2, 3, 3, 4),
+        turns=(2, 3, 3, 4),
+        results=0.35,
+    ),
+    "finish": Mix(
+        tools=0.42,
+        recall=0.02,
+        drill=0.08,
+        weights=(26, 2, 7, 9, 5, 22, 9, 9, 26),
+        offered=(1, 2, 3, 3, 4),
+        turns=(2, 3, 3, 4),
+        results=0.2,
+    ),
+}
 
 
 def simple_turn(draw: Draw) -> Turn:
@@ -161,11 +198,12 @@ def unnamed_conversation(draw: Draw) -> Conversation:
 
 def tool_conversation(draw: Draw) -> Conversation:
     """Functions on offer, and one to three questions that need one, none, or one that is not there."""
-    offered = tools.toolset(draw, draw.pick([1, 1, 1, 2, 2, 3, 4]))
+    mix = MIXES[draw.mix]
+    offered = tools.toolset(draw, draw.pick(mix.offered))
     thinking = _thinking(draw) if draw.chance(0.4) else ""
     writer = _Writer(draw, _system(draw), thinking)
     writer.conversation.tools = [tool.schema for tool in offered]
-    for _ in range(draw.pick([1, 1, 2, 3])):
+    for _ in range(draw.pick(mix.turns)):
         kind = draw.rng.random()
         if kind < 0.2:
             turn = simple_turn(draw)
@@ -181,7 +219,7 @@ def tool_conversation(draw: Draw) -> Conversation:
             continue
         call = tools.ask(draw, draw.pick(offered))
         writer.exchange(call.question, call.thought, call.text)
-        if draw.chance(0.6):
+        if draw.chance(mix.results):
             returned, said = tools.result(draw, call)
             writer.say("tool", returned)
             think = writer.conversation.messages[-2]["content"].startswith("<think>")

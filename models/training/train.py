@@ -26,7 +26,7 @@ from models.training.optimizer import Optimizer, schedule
 from models.training.tokenizer import copyable_pieces
 from models.training.wordings import check_templates
 
-NUM_STEPS = 4000
+NUM_STEPS = 5000
 DECAY_SHARE = 0.6
 REPORT_EVERY_STEPS = 50
 GUARD_SHARE = 0.15  # of --max-minutes
@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--stop-after", type=int, help="end at this step of the schedule; a second stage goes on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="checkpoint to go on from (a second stage)")
@@ -157,7 +158,8 @@ def main() -> None:
     num_parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"num_parameters": num_parameters, "steps": options.steps, "seed": options.seed}), flush=True)
     run, step = Run(options, tokenizer, network), 0
-    while step < options.steps and (factor := run.factor(step)) > 0:
+    last_step = min(options.steps, options.stop_after or options.steps)
+    while step < last_step and (factor := run.factor(step)) > 0:
         batch = next(batches)
         loss = batch_loss(network, batch)
         loss.backward()  # type: ignore[no-untyped-call]

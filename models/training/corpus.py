@@ -53,8 +53,8 @@ class Mix:
 
 
 # "base" trains a fresh model. "practice" goes on with it: more counting, more JSON, and many calls per set of several
-# functions, which are what it learns last. "finish" goes on once more with what was weakest after that: sums, JSON about
-# a person, and calls of functions with invented names.
+# functions, which are what it learns last. "finish" goes on once more with what was weakest after that: sums, JSON
+# about a person, and calls of functions with invented names.
 MIXES = {
     "base": Mix(
         tools=0.28,

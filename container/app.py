@@ -6,6 +6,7 @@ Knows Flask. Must not know gunicorn, the engine's socket or what a route does.
 import logging
 import re
 import secrets
+import time
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -31,6 +32,7 @@ def create_app(engine: Engine, config: ServerConfig) -> Flask:
     serving = Serving(engine, config)
 
     app.before_request(_set_request_id)
+    app.before_request(lambda: _set_deadline(config.request_timeout_s))
     app.after_request(_add_request_id)
     app.register_error_handler(Exception, _handle_error)
 
@@ -49,6 +51,11 @@ def _set_request_id() -> None:
     # Only ever echoed and logged: the engine's ids are our own.
     given = _REQUEST_ID_CHARS.sub("", request.headers.get("X-Request-Id", ""))[:_MAX_REQUEST_ID_CHARS]
     g.request_id = given or secrets.token_hex(16)
+
+
+def _set_deadline(timeout_s: float) -> None:
+    # The headers have just arrived: a body that comes slowly takes its time from the whole.
+    g.deadline = time.monotonic() + timeout_s
 
 
 def _add_request_id(response: Response) -> Response:

@@ -6,6 +6,7 @@ Knows TGI's names. Must not know responses.
 import msgspec
 
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
+from container.schema.limits import PromptLimits, num_bytes
 from engine.api import InvalidRequest, SamplingParams
 
 # The engine's names for what TGI calls otherwise.
@@ -18,7 +19,7 @@ NAMES = {
 # What TGI 3 takes when a request names none.
 DEFAULT_MAX_NEW_TOKENS = 100
 
-_BODY_RULE = FieldRule(neutral={}, without_effect=frozenset())
+_BODY_RULE = FieldRule(neutral={}, without_effect=frozenset(), max_bytes={"inputs": None})
 _PARAMETERS_RULE = FieldRule(
     neutral={
         "details": (False,),
@@ -72,8 +73,10 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
         )
 
 
-def read_generate(raw: RawBody) -> tuple[GenerateBody, GenerateParameters]:
-    """The request of a body. Raises InvalidRequest, naming the field."""
+def read_generate(raw: RawBody, limits: PromptLimits) -> tuple[GenerateBody, GenerateParameters]:
+    """The request of a body. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
+    if "inputs" in raw:
+        limits.check_bytes(num_bytes(raw["inputs"]), "inputs")
     body = read(raw, GenerateBody, _BODY_RULE)
     try:
         return body, read(body.parameters, GenerateParameters, _PARAMETERS_RULE)

@@ -59,7 +59,9 @@ class ServerConfig:
         4096, "Most connections that one web worker holds at a time, idle ones included; more must wait, /ping too."
     )
     max_body_mb: int = setting(100, "Largest request body in MiB; beyond it a request gets 413.")
-    request_timeout_s: int = setting(3600, "Longest time in seconds that one request may take; beyond it, 504.")
+    request_timeout_s: int = setting(
+        3600, "Longest time in seconds that one request may take, from its headers on; beyond it, 504."
+    )
     keepalive_s: int = setting(75, "Seconds that an idle connection is kept open.")
     stall_limit_s: float = setting(
         20.0, "Seconds without a sign of life after which the engine counts as hung and is started anew."

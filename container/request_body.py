@@ -18,6 +18,12 @@ _READ_BYTES = 256 * 1024
 _READ_TIMEOUT_S = 60.0
 _JSON_TYPE = re.compile(r'application/(json|[\w.-]+\+json)(\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
 
+# The values of each header with which the body is what it is.
+_PLAIN_CODINGS = {
+    "Content-Encoding": frozenset({"", "identity"}),
+    "Transfer-Encoding": frozenset({"", "identity", "chunked"}),
+}
+
 
 class BodyTooLarge(RequestError):
     """The body is longer than this server takes."""
@@ -42,8 +48,10 @@ def read_json_fields(request: Request, max_bytes: int, deadline: float) -> RawBo
     content_type = request.headers.get("Content-Type", "").strip()
     if content_type and not _JSON_TYPE.fullmatch(content_type):
         raise UnsupportedMediaType("The body must be JSON in UTF-8: send Content-Type: application/json.")
-    if "gzip" in request.headers.get("Content-Encoding", "").lower():
-        raise UnsupportedMediaType("A compressed body is not supported here.")
+    for header, plain in _PLAIN_CODINGS.items():
+        codings = {coding.strip().lower() for coding in request.headers.get(header, "").split(",")}
+        if not codings <= plain:
+            raise UnsupportedMediaType(f"A compressed body is not supported here: send no {header}.")
     body = _read(request, max_bytes, deadline)
     if not body.strip():
         raise InvalidRequest("The request body is empty; it must be a JSON object.")

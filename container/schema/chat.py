@@ -21,6 +21,7 @@ _MAX_TOOLS = 1024
 _RULE = FieldRule(
     neutral={
         **SHARED_NEUTRAL,
+        "add_special_tokens": (False,),
         "logprobs": (False,),
         "top_logprobs": (0,),
         "best_of": (1,),

@@ -5,7 +5,7 @@ Knows OpenAI's fields. Must not know tokenisers or responses.
 
 import msgspec
 
-from container.schema.fields import FieldRule, RawBody, read
+from container.schema.fields import NOTHING, FieldRule, RawBody, read
 from container.schema.limits import PromptLimits
 from container.schema.prompts import Prompt, read_prompts
 from container.schema.sampling import SHARED_NEUTRAL, WITHOUT_EFFECT, SamplingFields
@@ -15,7 +15,13 @@ MAX_SEQUENCES = 1024
 
 _RULE = FieldRule(
     # `logprobs` is a number here: 0 would ask for the chosen token's, so only null is neutral.
-    neutral={**SHARED_NEUTRAL, "logprobs": (False,), "suffix": ("",), "prompt_embeds": ()},
+    neutral={
+        **SHARED_NEUTRAL,
+        "add_special_tokens": (True,),
+        "logprobs": (False,),
+        "suffix": ("",),
+        "prompt_embeds": NOTHING,
+    },
     without_effect=WITHOUT_EFFECT,
     max_bytes={"prompt": None},
 )

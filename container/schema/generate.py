@@ -7,6 +7,7 @@ import msgspec
 
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
 from container.schema.limits import PromptLimits, num_bytes
+from container.schema.sampling import check_max_tokens
 from engine.api import InvalidRequest, SamplingParams
 
 # The engine's names for what TGI calls otherwise.
@@ -38,6 +39,14 @@ _PARAMETERS_RULE = FieldRule(
 )
 
 
+# With `do_sample` false, what asks for no sampling either: Hugging Face's own defaults among them.
+_GREEDY_NEUTRAL: dict[str, tuple[float | None, ...]] = {
+    "temperature": (None, 0, 1),
+    "top_k": (None, 0, -1),
+    "top_p": (None, 1),
+}
+
+
 class GenerateBody(msgspec.Struct, kw_only=True):
     """The outer object; `parameters` is read by a rule of its own."""
 
@@ -59,8 +68,17 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     stop_sequences: list[str] = msgspec.field(default_factory=list)
     return_full_text: bool = False
 
+    def check_sampling(self) -> None:
+        """Raises InvalidRequest for a parameter that contradicts `do_sample`."""
+        if self.do_sample and self.temperature == 0:
+            raise InvalidRequest("'temperature' of 0 contradicts 'do_sample': true.", "temperature")
+        for name, neutral in _GREEDY_NEUTRAL.items():
+            if self.do_sample is False and getattr(self, name) not in neutral:
+                raise InvalidRequest(f"'{name}' has no effect with 'do_sample': false; leave one of them out.", name)
+
     def params(self) -> SamplingParams:
         """The engine's parameters. Like TGI, greedy unless the request asks for sampling in some way."""
+        check_max_tokens(self.max_new_tokens)
         asks = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
         is_sampling = asks if self.do_sample is None else self.do_sample
         return SamplingParams(
@@ -79,7 +97,9 @@ def read_generate(raw: RawBody, limits: PromptLimits) -> tuple[GenerateBody, Gen
         limits.check_bytes(num_bytes(raw["inputs"]), "inputs")
     body = read(raw, GenerateBody, _BODY_RULE)
     try:
-        return body, read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
+        parameters = read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
+        parameters.check_sampling()
+        return body, parameters
     except InvalidRequest as error:
         where = f"parameters.{error.param}"
         raise InvalidRequest(error.message.replace(f"'{error.param}'", f"'{where}'"), where) from None

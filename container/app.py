@@ -6,16 +6,18 @@ Knows Flask. Must not know gunicorn, the engine's socket or what a route does.
 import logging
 import re
 import secrets
+import time
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from container.config import ServerConfig
+from container.disconnect import hang_up
 from container.engine_client import Engine
 from container.responses import error_body, error_response, json_response, log_error
 from container.routes import chat, completions, models, sagemaker
 from container.routes.serving import Serving
-from engine.api import ServingError
+from engine.api import RequestAborted, ServingError
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +30,13 @@ def create_app(engine: Engine, config: ServerConfig) -> Flask:
     app = Flask("galley", static_folder=None)
     # A doubled slash is an unknown path like any other, not a redirect that a POST would lose its body on.
     app.url_map.merge_slashes = False
+    # OPTIONS is a method like any other that a route does not have: 405 with our body.
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     serving = Serving(engine, config)
 
     app.before_request(_set_request_id)
+    app.before_request(_refuse_doubled_slash)
+    app.before_request(lambda: _set_deadline(config.request_timeout_s))
     app.after_request(_add_request_id)
     app.register_error_handler(Exception, _handle_error)
 
@@ -51,6 +57,17 @@ def _set_request_id() -> None:
     g.request_id = given or secrets.token_hex(16)
 
 
+def _refuse_doubled_slash() -> None:
+    # Werkzeug takes leading slashes for one before it looks for a route.
+    if request.environ["PATH_INFO"].startswith("//"):
+        raise NotFound
+
+
+def _set_deadline(timeout_s: float) -> None:
+    # The headers have just arrived: a body that comes slowly takes its time from the whole.
+    g.deadline = time.monotonic() + timeout_s
+
+
 def _add_request_id(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
     return response
@@ -60,6 +77,9 @@ def _handle_error(error: Exception) -> Response:
     """Every error of a request, before its first byte, ends here."""
     if isinstance(error, ServingError):
         log_error(error, g.request_id)
+        if isinstance(error, RequestAborted):
+            # It may have closed its sending half only; it is told nothing all the same.
+            hang_up(request.environ.get("gunicorn.socket"))
         return error_response(error)
     if isinstance(error, HTTPException):
         status = error.code or 500

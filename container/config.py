@@ -10,6 +10,7 @@ exception: SAGEMAKER_BIND_TO_PORT is the platform's order, not the operator's wi
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import sys
 import types
@@ -25,6 +26,21 @@ from engine.api.config import setting
 
 ENV_PREFIX = "SM_GALLEY_"
 SAGEMAKER_MODEL_DIR = Path("/opt/ml/model")
+_MAX_SHOWN_CHARS = 60
+_DAY_S = 86_400
+# What nobody means in earnest: beyond it a number is a slip, and would overflow somewhere else.
+_MOST = {
+    "num_workers": 512,
+    "worker_connections": 1_000_000,
+    "max_body_mb": 1024,
+    "request_timeout_s": 30 * _DAY_S,
+    "keepalive_s": _DAY_S,
+    "stall_limit_s": _DAY_S,
+    "start_timeout_s": 30 * _DAY_S,
+    "grace_s": _DAY_S,
+    "max_engine_restarts": 1_000_000,
+    "restart_window_s": 365 * _DAY_S,
+}
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -43,7 +59,9 @@ class ServerConfig:
         4096, "Most connections that one web worker holds at a time, idle ones included; more must wait, /ping too."
     )
     max_body_mb: int = setting(100, "Largest request body in MiB; beyond it a request gets 413.")
-    request_timeout_s: int = setting(3600, "Longest time in seconds that one request may take; beyond it, 504.")
+    request_timeout_s: int = setting(
+        3600, "Longest time in seconds that one request may take, from its headers on; beyond it, 504."
+    )
     keepalive_s: int = setting(75, "Seconds that an idle connection is kept open.")
     stall_limit_s: float = setting(
         20.0, "Seconds without a sign of life after which the engine counts as hung and is started anew."
@@ -63,6 +81,8 @@ class ServerConfig:
         _check(self.stall_limit_s >= 2, "stall_limit_s", "at least 2: the engine gives one sign of life per second")
         for name in ("keepalive_s", "grace_s", "max_engine_restarts", "restart_window_s"):
             _check(getattr(self, name) >= 0, name, "at least 0")
+        for name, most in _MOST.items():
+            _check(getattr(self, name) <= most, name, f"at most {most}")
         _check(self.log_level in typing.get_args(LogLevel), "log_level", "debug, info, warning or error")
 
 
@@ -128,14 +148,22 @@ def _parse_int(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"must be an integer, not {text!r}") from None
+        raise ValueError(f"must be an integer, not {_shown(text)}") from None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…")
 
 
 def _parse_float(text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise ValueError(f"must be a number, not {text!r}") from None
+        number = math.nan
+    # "inf" and "nan" would pass any check of a range from one side.
+    if not math.isfinite(number):
+        raise ValueError(f"must be a number, not {_shown(text)}")
+    return number
 
 
 def _parse_bool(text: str) -> bool:

@@ -7,6 +7,7 @@ Knows the connection's gevent socket. Must not know requests or the engine. Unde
 failed write and the deadline must do.
 """
 
+import contextlib
 import select
 import ssl
 from collections.abc import Callable
@@ -46,6 +47,13 @@ class DisconnectWatch:
         if data:
             _wait_for_hangup(sock.fileno())
         self._on_disconnect()
+
+
+def hang_up(sock: Any | None) -> None:
+    """End the connection without a word: whatever is written after this goes nowhere."""
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _wait_for_hangup(fileno: int) -> None:

@@ -34,6 +34,11 @@ class EngineMonitor:
         self._was_ready = False
         self._stale_since: float | None = None
 
+    @property
+    def was_ready(self) -> bool:
+        """Whether the engine has ever been ready, so that requests may run."""
+        return self._was_ready
+
     def poll(self) -> str | None:
         """What is wrong with the engine, for people; None while nothing is."""
         if self._sock is None:

@@ -4,6 +4,7 @@ Knows WSGI's input and gunicorn's parse errors. Must not know what the fields me
 """
 
 import re
+import time
 
 import gevent
 from flask import Request
@@ -16,6 +17,12 @@ _READ_BYTES = 256 * 1024
 # A client that sends nothing for so long in the middle of its body has left.
 _READ_TIMEOUT_S = 60.0
 _JSON_TYPE = re.compile(r'application/(json|[\w.-]+\+json)(\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
+
+# The values of each header with which the body is what it is.
+_PLAIN_CODINGS = {
+    "Content-Encoding": frozenset({"", "identity"}),
+    "Transfer-Encoding": frozenset({"", "identity", "chunked"}),
+}
 
 
 class BodyTooLarge(RequestError):
@@ -32,23 +39,26 @@ class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
 
 
-def read_json_fields(request: Request, max_bytes: int) -> RawBody:
-    """The top-level fields of the body. A missing Content-Type counts as JSON.
+def read_json_fields(request: Request, max_bytes: int, deadline: float) -> RawBody:
+    """The top-level fields of the body, read until `deadline` (monotonic). A missing Content-Type counts as JSON.
 
-    Raises UnsupportedMediaType, BodyTooLarge (before anything is read, where Content-Length tells) or InvalidRequest.
+    Raises UnsupportedMediaType, BodyTooLarge (before anything is read, where Content-Length tells), InvalidRequest, or
+    DeadlineExceeded when the client is too slow.
     """
     content_type = request.headers.get("Content-Type", "").strip()
     if content_type and not _JSON_TYPE.fullmatch(content_type):
         raise UnsupportedMediaType("The body must be JSON in UTF-8: send Content-Type: application/json.")
-    if "gzip" in request.headers.get("Content-Encoding", "").lower():
-        raise UnsupportedMediaType("A compressed body is not supported here.")
-    body = _read(request, max_bytes)
+    for header, plain in _PLAIN_CODINGS.items():
+        codings = {coding.strip().lower() for coding in request.headers.get(header, "").split(",")}
+        if not codings <= plain:
+            raise UnsupportedMediaType(f"A compressed body is not supported here: send no {header}.")
+    body = _read(request, max_bytes, deadline)
     if not body.strip():
         raise InvalidRequest("The request body is empty; it must be a JSON object.")
     return split(body)
 
 
-def _read(request: Request, max_bytes: int) -> bytes:
+def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
     declared = request.content_length
     if declared is not None and declared > max_bytes:
         raise _too_large(max_bytes)
@@ -57,7 +67,7 @@ def _read(request: Request, max_bytes: int) -> bytes:
     limit = max_bytes if declared is None else declared
     try:
         # One byte over the limit is enough to know.
-        while piece := _read_piece(stream, min(_READ_BYTES, limit + 1 - len(pieces))):
+        while piece := _read_piece(stream, min(_READ_BYTES, limit + 1 - len(pieces)), deadline):
             pieces += piece
             if len(pieces) > max_bytes:
                 raise _too_large(max_bytes)
@@ -70,10 +80,12 @@ def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(pieces)
 
 
-def _read_piece(stream: object, num_bytes: int) -> bytes:
+def _read_piece(stream: object, num_bytes: int, deadline: float) -> bytes:
     if num_bytes <= 0:
         return b""
-    with gevent.Timeout(_READ_TIMEOUT_S, DeadlineExceeded("The body did not arrive in time.")):
+    # gevent takes 0 for "at once".
+    timeout_s = min(_READ_TIMEOUT_S, max(0.0, deadline - time.monotonic()))
+    with gevent.Timeout(timeout_s, DeadlineExceeded("The body did not arrive in time.")):
         piece: bytes = stream.read(num_bytes)  # type: ignore[attr-defined]
         return piece
 

@@ -6,6 +6,7 @@ Knows engine.text. Must not know how outputs travel.
 import dataclasses
 from pathlib import Path
 
+from container.schema.limits import PromptLimits
 from engine.api import ModelInfo
 from engine.text import ChatTemplate, Tokenizer
 
@@ -17,6 +18,16 @@ class ServedModel:
     info: ModelInfo
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+
+    @property
+    def limits(self) -> PromptLimits:
+        """What bounds a prompt of this model."""
+        return PromptLimits(self.info.max_model_len, self.tokenizer.max_token_chars)
+
+    def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`. Raises ContextLengthExceeded at once for one that no tokenisation could make fit."""
+        self.limits.check_text(text, param)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def load_served_model(info: ModelInfo) -> ServedModel:

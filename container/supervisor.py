@@ -3,7 +3,8 @@
 Knows processes, signals and exit codes. Must not know HTTP or what the engine computes. One thread, one loop, no waits
 longer than a tick: what has happened is looked at several times a second.
 
-Exit codes: 0 after SIGTERM or SIGINT, 2 when settings or model cannot be served, 1 when something ended that must not.
+Exit codes: 0 after SIGTERM, SIGINT or SIGHUP, 2 when settings or model cannot be served, 1 when something ended that
+must not.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,10 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from container.config import ConfigError, Settings, child_environment, load
+from container.config import ConfigError, ServerConfig, Settings, child_environment, load
 from container.engine_monitor import EngineMonitor
 from container.processes import configure_logging
 from container.restart_policy import RestartPolicy
+from engine.text import ChatTemplate, Tokenizer
 
 log = logging.getLogger("container.supervisor")
 
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = dataclasses.replace(
             settings, engine=dataclasses.replace(settings.engine, model=_local_model(settings.engine.model))
         )
+        _check_address(settings.server)
     except ConfigError as error:
         sys.stderr.write(f"serve: {error}\n")
         return _EXIT_BAD_SETTINGS
@@ -66,8 +70,25 @@ def _local_model(source: str) -> str:
     path = Path(source)
     if not path.is_dir():
         raise ConfigError(f"--model {source}: no such directory")
+    try:
+        # What the workers would find out only when the engine has loaded its weights.
+        ChatTemplate.from_dir(path, Tokenizer.from_dir(path))
+    except ValueError as error:
+        raise ConfigError(f"--model {source} cannot be served: {' '.join(str(error).split())}") from None
     # Not resolved: the name of a link is the name that its maker wants to see served.
     return str(path.absolute())
+
+
+def _check_address(server: ServerConfig) -> None:
+    """Bind as gunicorn will, which would try a taken port for seconds while the engine is loading."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ConfigError(f"cannot listen on --host {server.host} --port {server.port}: {reason}") from None
 
 
 class Launch(Protocol):
@@ -96,8 +117,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Until a signal, or until something ends that must not."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup has SIGHUP ignored, and means it.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         try:
             self._web = self._start_web()
             self._start_engine()
@@ -189,8 +212,9 @@ class Supervisor:
         if self._web is not None and self._web.poll() is None:
             self._web.terminate()
         if not self._wait_for(self._web, last_words_at):
-            log.warning("requests still run at the end of the grace period; ending them")
-            if self._engine is not None:
+            # Without an engine that was ready nothing can run: the web tier just takes a moment to end.
+            if self._engine is not None and self._monitor is not None and self._monitor.was_ready:
+                log.warning("requests still run at the end of the grace period; ending them")
                 _kill(self._engine)
             self._wait_for(self._web, end)
         if self._engine is not None and self._engine.poll() is None:

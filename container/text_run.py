@@ -4,19 +4,14 @@ Joins the engine's outputs with a TextStream per choice, and stops in the engine
 Knows Engine, TextStream and token counts. Must not know any response format.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from container.disconnect import DisconnectWatch
 from container.engine_client import Engine
-from container.native_thread import in_thread
 from container.served_model import ServedModel
-from engine.api import ContextLengthExceeded, GenerationFailed, SamplingParams, check_request
+from engine.api import GenerationFailed, SamplingParams, check_request
 from engine.text import TextDelta, TextStream
-
-# Below this many characters encoding takes a few milliseconds; above, a native thread keeps the worker responsive.
-_MAX_INLINE_CHARS = 20_000
 
 
 class TextRun:
@@ -44,9 +39,9 @@ class TextRun:
         """Tokens generated so far, over all choices."""
         return sum(stream.num_output_tokens for stream in self._streams)
 
-    def start(self, timeout_s: float, sock: Any | None) -> None:
+    def start(self, deadline: float, sock: Any | None) -> None:
         """Hand the prompts to the engine, and watch the client's socket. Raises EngineNotReady or Overloaded."""
-        self._generation = self._engine.generate(self._prompts, self._params, time.monotonic() + timeout_s)
+        self._generation = self._engine.generate(self._prompts, self._params, deadline)
         self._watch = DisconnectWatch(sock, self._generation.cancel)
 
     def __iter__(self) -> Iterator[tuple[int, TextDelta]]:
@@ -65,18 +60,3 @@ class TextRun:
         """Stop watching and generating, whatever has been reached. May be called twice."""
         self._watch.stop()
         self._generation.close()
-
-
-def encode(model: ServedModel, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of `text`. Raises ContextLengthExceeded at once for a text that no tokenisation could make fit."""
-    most_chars = model.tokenizer.max_token_chars
-    limit = model.info.max_model_len
-    if most_chars is not None and len(text) > most_chars * limit:
-        raise ContextLengthExceeded(
-            f"The prompt has at least {len(text) // most_chars} tokens, but this model's maximum context length is "
-            f"{limit} tokens.",
-            param,
-        )
-    if len(text) <= _MAX_INLINE_CHARS:
-        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return in_thread(model.tokenizer.encode, text, add_special_tokens=add_special_tokens)

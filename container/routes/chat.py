@@ -8,33 +8,33 @@ from typing import Any
 
 from flask import Response
 
-from container.native_thread import in_thread
 from container.responses import DONE, event, json_response
-from container.routes.serving import Serving, collect, created_s, new_id, stream, usage
+from container.routes.serving import Serving, collect, created_s, new_id, prepare, stream, usage
 from container.schema.chat import ChatRequest, read_chat
 from container.schema.fields import RawBody, named
 from container.schema.sampling import check_model_name
 from container.served_model import ServedModel
-from container.text_run import TextRun, encode
-
-# Above this many bytes of messages the template is rendered in a native thread.
-_MAX_INLINE_BYTES = 100_000
+from container.text_run import TextRun
+from engine.api import SamplingParams
 
 
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a chat request. Raises a ServingError."""
     model = serving.engine.model()
-    chat = read_chat(raw)
-    check_model_name(chat.model, model.info)
-    is_large = len(memoryview(raw["messages"])) > _MAX_INLINE_BYTES
+    chat, params, token_ids = prepare(raw, _prepare, model, raw)
     with named(chat.names()):
-        params = chat.params(model.info)
-        text = in_thread(_render, model, chat) if is_large else _render(model, chat)
-        token_ids = encode(model, text, "prompt", add_special_tokens=False)
         run = serving.start(model, [token_ids], params)
     if chat.stream:
         return stream(run, lambda run: _events(run, model.info.served_name, chat.include_usage))
     return json_response(_completion(run, model.info.served_name))
+
+
+def _prepare(model: ServedModel, raw: RawBody) -> tuple[ChatRequest, SamplingParams, list[int]]:
+    chat = read_chat(raw, model.limits)
+    check_model_name(chat.model, model.info)
+    with named(chat.names()):
+        params = chat.params(model.info)
+        return chat, params, model.encode(_render(model, chat), "prompt", add_special_tokens=False)
 
 
 def _render(model: ServedModel, chat: ChatRequest) -> str:

@@ -9,29 +9,37 @@ from typing import Any
 from flask import Response
 
 from container.responses import DONE, event, json_response
-from container.routes.serving import Serving, collect, created_s, new_id, stream, usage
-from container.schema.completions import Prompt, read_completion
+from container.routes.serving import Serving, collect, created_s, new_id, prepare, stream, usage
+from container.schema.completions import CompletionRequest, read_completion
 from container.schema.fields import RawBody
 from container.schema.sampling import check_model_name
 from container.served_model import ServedModel
-from container.text_run import TextRun, encode
+from container.text_run import TextRun
+from engine.api import SamplingParams
 
 
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a completion request. Raises a ServingError."""
     model = serving.engine.model()
-    completion = read_completion(raw)
-    check_model_name(completion.model, model.info)
-    params = completion.params(model.info)
-    prompts = [_token_ids(model, prompt) for prompt in completion.prompts()]
+    completion, params, prompts = prepare(raw, _prepare, model, raw)
     run = serving.start(model, prompts, params)
     if completion.stream:
         return stream(run, lambda run: _events(run, model.info.served_name, completion.include_usage))
     return json_response(_completion(run, model.info.served_name))
 
 
-def _token_ids(model: ServedModel, prompt: Prompt) -> list[int]:
-    return encode(model, prompt, "prompt", add_special_tokens=True) if isinstance(prompt, str) else prompt
+def _prepare(model: ServedModel, raw: RawBody) -> tuple[CompletionRequest, SamplingParams, list[list[int]]]:
+    completion, prompts = read_completion(raw, model.limits)
+    check_model_name(completion.model, model.info)
+    params = completion.params(model.info)
+    return (
+        completion,
+        params,
+        [
+            model.encode(prompt, "prompt", add_special_tokens=True) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ],
+    )
 
 
 def _completion(run: TextRun, model_name: str) -> dict[str, Any]:

@@ -9,25 +9,31 @@ from typing import Any
 from flask import Response
 
 from container.responses import event, json_response
-from container.routes.serving import Serving, collect, stream
+from container.routes.serving import Serving, collect, prepare, stream
 from container.schema.fields import RawBody, named
-from container.schema.generate import NAMES, read_generate
+from container.schema.generate import NAMES, GenerateBody, GenerateParameters, read_generate
 from container.served_model import ServedModel
-from container.text_run import TextRun, encode
+from container.text_run import TextRun
+from engine.api import SamplingParams
 
 
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a TGI request. Raises a ServingError."""
     model = serving.engine.model()
-    body, parameters = read_generate(raw)
+    body, parameters, params, token_ids = prepare(raw, _prepare, model, raw)
     with named(NAMES):
-        params = parameters.params()
-        token_ids = encode(model, body.inputs, "prompt", add_special_tokens=True)
         run = serving.start(model, [token_ids], params)
     prefix = body.inputs if parameters.return_full_text else ""
     if body.stream:
         return stream(run, lambda run: _events(run, model, prefix))
     return json_response([{"generated_text": prefix + choice.text} for choice in collect(run)])
+
+
+def _prepare(model: ServedModel, raw: RawBody) -> tuple[GenerateBody, GenerateParameters, SamplingParams, list[int]]:
+    body, parameters = read_generate(raw, model.limits)
+    with named(NAMES):
+        params = parameters.params()
+        return body, parameters, params, model.encode(body.inputs, "prompt", add_special_tokens=True)
 
 
 def _events(run: TextRun, model: ServedModel, prefix: str) -> Iterator[bytes]:

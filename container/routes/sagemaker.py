@@ -13,6 +13,9 @@ from engine.api import InvalidRequest
 _RETRY_AFTER_S = "2"
 
 
+_ANSWERS = {"messages": chat.answer, "prompt": completions.answer, "inputs": generate.answer}
+
+
 def ping(serving: Serving) -> Response:
     """200 when requests can be served, else 503 with the stage; from what the engine last said, without asking it."""
     health = serving.engine.health()
@@ -28,10 +31,9 @@ def ping(serving: Serving) -> Response:
 def invocations(serving: Serving) -> Response:
     """Chat, completion or TGI's generate, by the field that only it has. Raises a ServingError."""
     raw = serving.body()
-    if "messages" in raw:
-        return chat.answer(serving, raw)
-    if "prompt" in raw:
-        return completions.answer(serving, raw)
-    if "inputs" in raw:
-        return generate.answer(serving, raw)
+    present = [name for name in _ANSWERS if name in raw]
+    # Null asks for nothing; where there is nothing else, its own route says that it is missing.
+    asked = [name for name in present if bytes(memoryview(raw[name])[:4]) != b"null"]
+    for name in asked or present:
+        return _ANSWERS[name](serving, raw)
     raise InvalidRequest("The body must have 'messages' (chat), 'prompt' (completion) or 'inputs' (TGI's generate).")

@@ -7,17 +7,26 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 from flask import Response, g, request
 
 from container.config import ServerConfig
 from container.engine_client import Engine
+from container.native_thread import in_thread
 from container.request_body import read_json_fields
 from container.responses import EventStream, event_stream_response
 from container.schema.fields import RawBody
 from container.served_model import ServedModel
 from container.text_run import TextRun
 from engine.api import SamplingParams
+
+P = ParamSpec("P")
+PreparedT = TypeVar("PreparedT")
+
+# Below this many bytes validating, rendering and encoding take a few milliseconds; above, a native thread keeps the
+# worker responsive.
+_MAX_INLINE_BYTES = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +46,19 @@ class Serving:
 
     def body(self) -> RawBody:
         """The fields of the current request's body."""
-        return read_json_fields(request, self.config.max_body_mb * 2**20)
+        return read_json_fields(request, self.config.max_body_mb * 2**20, g.deadline)
 
     def start(self, model: ServedModel, prompts: list[list[int]], params: SamplingParams) -> TextRun:
         """Start generating for the current request; the caller must `close` the run."""
         run = TextRun(self.engine, model, prompts, params)
-        run.start(self.config.request_timeout_s, request.environ.get("gunicorn.socket"))
+        run.start(g.deadline, request.environ.get("gunicorn.socket"))
         return run
+
+
+def prepare(raw: RawBody, function: Callable[P, PreparedT], *args: P.args, **kwargs: P.kwargs) -> PreparedT:
+    """The function's result: what becomes of the body, beside the worker's other requests if that may take long."""
+    is_large = sum(len(memoryview(value)) for value in raw.values()) > _MAX_INLINE_BYTES
+    return in_thread(function, *args, **kwargs) if is_large else function(*args, **kwargs)
 
 
 def collect(run: TextRun) -> list[Choice]:

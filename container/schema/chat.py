@@ -8,12 +8,20 @@ from typing import Any, Literal
 import msgspec
 
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
+from container.schema.limits import PromptLimits, num_bytes
 from container.schema.sampling import SHARED_NEUTRAL, WITHOUT_EFFECT, SamplingFields
 from engine.api import InvalidRequest, ModelInfo, SamplingParams
+
+# Each is encoded as JSON again by the template, in one go and with the interpreter's lock held.
+_MAX_OBJECT_BYTES = 2**21
+# Templates build texts by adding to them, message by message and tool by tool: quadratic work.
+_MAX_MESSAGES = 10_000
+_MAX_TOOLS = 1024
 
 _RULE = FieldRule(
     neutral={
         **SHARED_NEUTRAL,
+        "add_special_tokens": (False,),
         "logprobs": (False,),
         "top_logprobs": (0,),
         "best_of": (1,),
@@ -33,6 +41,7 @@ _RULE = FieldRule(
         "documents": ([],),
     },
     without_effect=WITHOUT_EFFECT,
+    max_bytes={"messages": None, "tools": _MAX_OBJECT_BYTES, "chat_template_kwargs": _MAX_OBJECT_BYTES},
 )
 
 
@@ -88,6 +97,10 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if self.tool_calls:
             if self.role != "assistant":
                 raise InvalidRequest(f"'{path}.tool_calls' belongs to an assistant's message.", f"{path}.tool_calls")
+            for i, call in enumerate(self.tool_calls):
+                if len(call.function.arguments) > _MAX_OBJECT_BYTES:
+                    param = f"{path}.tool_calls[{i}].function.arguments"
+                    raise InvalidRequest(f"'{param}' is longer than {_MAX_OBJECT_BYTES} characters.", param)
             shown["tool_calls"] = [msgspec.to_builtins(call) for call in self.tool_calls]
         return shown
 
@@ -141,11 +154,19 @@ class ChatRequest(SamplingFields, kw_only=True):
         return [{"type": tool.type, "function": _without_nulls(tool.function)} for tool in self.tools]
 
 
-def read_chat(raw: RawBody) -> ChatRequest:
-    """The request of a body. Raises InvalidRequest, naming the field."""
+def read_chat(raw: RawBody, limits: PromptLimits) -> ChatRequest:
+    """The request of a body. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
+    if "messages" in raw:
+        limits.check_bytes(num_bytes(raw["messages"]), "messages")
     request = read(raw, ChatRequest, _RULE)
     if not request.messages:
         raise InvalidRequest("'messages' must have at least one message.", "messages")
+    for name, count, most in (
+        ("messages", len(request.messages), _MAX_MESSAGES),
+        ("tools", len(request.tools), _MAX_TOOLS),
+    ):
+        if count > most:
+            raise InvalidRequest(f"'{name}' has {count} entries; at most {most} are taken.", name)
     request.check_streaming()
     if request.tool_choice not in ("auto", "none"):
         raise InvalidRequest('\'tool_choice\' can be "auto" or "none" here.', "tool_choice")

@@ -6,6 +6,7 @@ known field is accepted (null is neutral everywhere), and fields that can mean n
 Knows msgspec and its messages. Must not know which fields a route has.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import re
@@ -27,6 +28,11 @@ _FIELD = re.compile(r"(unknown|required) field `(?P<name>.*?)`")
 _EXPECTED = re.compile(r"^Expected `(?P<expected>.*)`, got `(?P<got>.*)`$")
 _NULL = b"null"
 _MAX_SHOWN_CHARS = 100
+# Decoding holds the interpreter's lock: all fields but those that make the prompt are short, or wrong. 16 stop strings
+# of 1024 characters take 192 KiB at most.
+_MAX_FIELD_BYTES = 2**19
+_MAX_NEUTRAL_BYTES = 1024
+_UTF8_STEP_BYTES = 2**20
 
 _raw_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -37,15 +43,18 @@ class FieldRule:
 
     neutral: per field, the values (besides null) that ask for nothing that we lack.
     without_effect: fields that can mean nothing here, whatever their value.
+    max_bytes: for the fields that may be longer than others; None where something else bounds them.
     """
 
     neutral: Mapping[str, tuple[Any, ...]]
     without_effect: frozenset[str]
+    max_bytes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
 
 def split(body: bytes) -> RawBody:
-    """The body's top-level fields, unread. Raises InvalidRequest when it is not a JSON object."""
+    """The body's top-level fields, unread. Raises InvalidRequest when it is not a JSON object in UTF-8."""
     try:
+        _check_utf8(body)
         return _raw_decoder.decode(body)
     except msgspec.ValidationError:
         raise InvalidRequest("The request body must be a JSON object.") from None
@@ -62,6 +71,7 @@ def read(raw: RawBody, struct: type[StructT], rule: FieldRule) -> StructT:
             # Null asks for nothing; for a required field it is as good as missing.
             continue
         if name in names:
+            _check_length(name, value, rule.max_bytes.get(name, _MAX_FIELD_BYTES))
             given[name] = value
         elif name in rule.neutral:
             _check_neutral(name, value, rule.neutral[name])
@@ -75,15 +85,32 @@ def read(raw: RawBody, struct: type[StructT], rule: FieldRule) -> StructT:
         raise InvalidRequest(f"The request body is not valid JSON: {_json_problem(error)}.") from None
 
 
+def _check_utf8(body: bytes) -> None:
+    # What nobody reads is not looked into by msgspec; in steps, so that other threads get the interpreter's lock.
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(body)
+    for start in range(0, len(view), _UTF8_STEP_BYTES):
+        decoder.decode(view[start : start + _UTF8_STEP_BYTES])
+    decoder.decode(b"", final=True)
+
+
+def _check_length(name: str, raw: msgspec.Raw, max_bytes: int | None) -> None:
+    length = len(memoryview(raw))
+    if max_bytes is not None and length > max_bytes:
+        raise InvalidRequest(f"'{name}' is {length} bytes long; at most {max_bytes} are taken.", name)
+
+
 def _check_neutral(name: str, raw: msgspec.Raw, neutral: tuple[Any, ...]) -> None:
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {_json_problem(error)}.", name) from None
-    for one in neutral:
-        # bool is an int in Python, but `"best_of": true` is no number.
-        if value == one and isinstance(value, bool) == isinstance(one, bool):
-            return
+    # A longer value than any neutral one need not be decoded to know that it is none.
+    if len(memoryview(raw)) <= _MAX_NEUTRAL_BYTES:
+        try:
+            value = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidRequest(f"The request body is not valid JSON: {_json_problem(error)}.", name) from None
+        for one in neutral:
+            # bool is an int in Python, but `"best_of": true` is no number.
+            if value == one and isinstance(value, bool) == isinstance(one, bool):
+                return
     allowed = " or ".join(["null", *(msgspec.json.encode(one).decode() for one in neutral)])
     raise InvalidRequest(f"'{name}' is not supported here; leave it out (or {allowed}).", name)
 
@@ -100,8 +127,8 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
         raise type(error)(error.message.replace(f"'{error.param}'", f"'{name}'"), name) from None
 
 
-def invalid(error: msgspec.ValidationError) -> InvalidRequest:
-    """msgspec's complaint in words for the caller, with the path of the field: `messages[0].content`."""
+def invalid(error: msgspec.ValidationError, root: str = "") -> InvalidRequest:
+    """msgspec's complaint in words for the caller, with the field's path from `root`: `messages[0].content`."""
     text = str(error)
     path = ""
     if match := _PATH.search(text):
@@ -115,7 +142,7 @@ def invalid(error: msgspec.ValidationError) -> InvalidRequest:
         text = f"must be {kinds}, not {expected['got']}"
     else:
         text = f"is not valid: {_shown(text[:1].lower() + text[1:])}"
-    path = path or "body"
+    path = root + path or "body"
     return InvalidRequest(f"'{path}' {text}.", path)
 
 

@@ -6,6 +6,8 @@ Knows TGI's names. Must not know responses.
 import msgspec
 
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
+from container.schema.limits import PromptLimits, num_bytes
+from container.schema.sampling import check_max_tokens
 from engine.api import InvalidRequest, SamplingParams
 
 # The engine's names for what TGI calls otherwise.
@@ -18,7 +20,7 @@ NAMES = {
 # What TGI 3 takes when a request names none.
 DEFAULT_MAX_NEW_TOKENS = 100
 
-_BODY_RULE = FieldRule(neutral={}, without_effect=frozenset())
+_BODY_RULE = FieldRule(neutral={}, without_effect=frozenset(), max_bytes={"inputs": None})
 _PARAMETERS_RULE = FieldRule(
     neutral={
         "details": (False,),
@@ -35,6 +37,14 @@ _PARAMETERS_RULE = FieldRule(
     },
     without_effect=frozenset(),
 )
+
+
+# With `do_sample` false, what asks for no sampling either: Hugging Face's own defaults among them.
+_GREEDY_NEUTRAL: dict[str, tuple[float | None, ...]] = {
+    "temperature": (None, 0, 1),
+    "top_k": (None, 0, -1),
+    "top_p": (None, 1),
+}
 
 
 class GenerateBody(msgspec.Struct, kw_only=True):
@@ -58,8 +68,17 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     stop_sequences: list[str] = msgspec.field(default_factory=list)
     return_full_text: bool = False
 
+    def check_sampling(self) -> None:
+        """Raises InvalidRequest for a parameter that contradicts `do_sample`."""
+        if self.do_sample and self.temperature == 0:
+            raise InvalidRequest("'temperature' of 0 contradicts 'do_sample': true.", "temperature")
+        for name, neutral in _GREEDY_NEUTRAL.items():
+            if self.do_sample is False and getattr(self, name) not in neutral:
+                raise InvalidRequest(f"'{name}' has no effect with 'do_sample': false; leave one of them out.", name)
+
     def params(self) -> SamplingParams:
         """The engine's parameters. Like TGI, greedy unless the request asks for sampling in some way."""
+        check_max_tokens(self.max_new_tokens)
         asks = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
         is_sampling = asks if self.do_sample is None else self.do_sample
         return SamplingParams(
@@ -72,11 +91,15 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
         )
 
 
-def read_generate(raw: RawBody) -> tuple[GenerateBody, GenerateParameters]:
-    """The request of a body. Raises InvalidRequest, naming the field."""
+def read_generate(raw: RawBody, limits: PromptLimits) -> tuple[GenerateBody, GenerateParameters]:
+    """The request of a body. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
+    if "inputs" in raw:
+        limits.check_bytes(num_bytes(raw["inputs"]), "inputs")
     body = read(raw, GenerateBody, _BODY_RULE)
     try:
-        return body, read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
+        parameters = read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
+        parameters.check_sampling()
+        return body, parameters
     except InvalidRequest as error:
         where = f"parameters.{error.param}"
         raise InvalidRequest(error.message.replace(f"'{error.param}'", f"'{where}'"), where) from None

@@ -10,6 +10,8 @@ import msgspec
 from container.schema.fields import NOTHING
 from engine.api import InvalidRequest, ModelInfo, NotFound, SamplingParams
 
+_MAX_INT32 = 2**31 - 1
+
 
 class ModelNotFound(NotFound):
     """The request names a model that is not served here."""
@@ -46,7 +48,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         options = self.stream_options
         if options is None:
             return
-        if not self.stream:
+        # Without a stream an option may still say that it asks for nothing.
+        if not self.stream and (options.include_usage or options.continuous_usage_stats or options.include_obfuscation):
             raise InvalidRequest("'stream_options' needs 'stream': true.", "stream_options")
         for name in ("continuous_usage_stats", "include_obfuscation"):
             if getattr(options, name):
@@ -59,6 +62,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
     def to_params(self, info: ModelInfo, max_tokens: int | None) -> SamplingParams:
         """The engine's parameters, with the model's own defaults where the request names none."""
+        check_max_tokens(max_tokens)
         return SamplingParams(
             temperature=info.default_temperature if self.temperature is None else self.temperature,
             top_p=info.default_top_p if self.top_p is None else self.top_p,
@@ -71,6 +75,12 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
         )
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """Raises InvalidRequest for a number that no context has; JSON's may have hundreds of digits."""
+    if max_tokens is not None and max_tokens > _MAX_INT32:
+        raise InvalidRequest(f"'max_tokens' must be at most {_MAX_INT32}.", "max_tokens")
 
 
 def check_model_name(name: str, info: ModelInfo) -> None:
@@ -100,7 +110,6 @@ SHARED_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": NOTHING,
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "add_special_tokens": NOTHING,
     "structured_outputs": NOTHING,
     "guided_json": NOTHING,
     "guided_regex": NOTHING,

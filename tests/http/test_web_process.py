@@ -185,14 +185,53 @@ def test_chunked_bodies(web: WebProcess, engine: ScriptedEngine) -> None:
 
 def test_head_and_options(web: WebProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
-    for method, path, status in (("HEAD", "/ping", 200), ("OPTIONS", CHAT, 200), ("HEAD", CHAT, 405)):
+    for method, path, status in (("HEAD", "/ping", 200), ("OPTIONS", CHAT, 405), ("HEAD", CHAT, 405)):
         connection.request(method, path)
         response = connection.getresponse()
         response.read()
         assert response.status == status
         if method == "OPTIONS":
-            assert "POST" in response.headers["Allow"]
+            assert response.headers["Allow"] == "POST"
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        (CHAT, "Content-Encoding: br", 415),
+        (CHAT, "Content-Encoding: gzip", 415),
+        (CHAT, "Content-Encoding: identity", 200),
+        (CHAT, "Transfer-Encoding: gzip, chunked", 415),
+        ("/" + CHAT, "Accept: */*", 404),
+    ],
+)
+def test_codings_and_doubled_slashes(
+    web: WebProcess, engine: ScriptedEngine, path: str, header: str, status: int
+) -> None:
+    got, _, body = post(web, path, BODY, header)
+    assert got == status
+    assert ("error" in json.loads(body)) == (status != 200)
+
+
+@pytest.mark.parametrize("sent", ["whole body", "half of it"])
+def test_a_client_that_closes_its_sending_half_gets_nothing(web: WebProcess, engine: ScriptedEngine, sent: str) -> None:
+    engine.held.set()
+    data = post_bytes(CHAT, BODY)
+    with web.connect() as sock:
+        sock.sendall(data if sent == "whole body" else data[:-10])
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1000) == b""
+
+
+def test_a_slow_body_takes_its_time_from_the_whole(tmp_path: Path, engine: ScriptedEngine) -> None:
+    data = post_bytes(CHAT, BODY)
+    with running_web(tmp_path, engine.path, request_timeout_s=1) as web, web.connect() as sock:
+        started = time.monotonic()
+        sock.sendall(data[:-10])
+        status, _, body = read_response(sock)
+        assert status == 504
+        assert json.loads(body)["error"]["code"] == "deadline_exceeded"
+        assert 0.8 < time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Settings: which place wins, and one clear line for whatever cannot be."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from container import config
 from container.config import ConfigError, Settings, load
 from container.supervisor import main
+from tests.http import tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +92,12 @@ def test_the_model_of_sagemaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "unknown setting SM_GALLEY_MAX_NUM_SEQ in the environment (did you",
         ),
         ([], {"SM_GALLEY_BLOCK_SIZE": "17"}, "SM_GALLEY_BLOCK_SIZE must be a multiple of 16"),
-        ([], {"SM_GALLEY_STALL_LIMIT_S": "nan"}, "SM_GALLEY_STALL_LIMIT_S must be at least 2"),
+        ([], {"SM_GALLEY_STALL_LIMIT_S": "nan"}, "SM_GALLEY_STALL_LIMIT_S must be a number, not 'nan'"),
+        (["--stall-limit-s", "inf"], {}, "--stall-limit-s must be a number, not 'inf'"),
+        (["--stall-limit-s", "1e300"], {}, "--stall-limit-s must be at most 86400"),
+        (["--kv-cache-memory-gib", "inf"], {}, "--kv-cache-memory-gib must be a number, not 'inf'"),
+        (["--request-timeout-s", "1" + "0" * 300], {}, "--request-timeout-s must be at most 2592000"),
+        (["--num-workers", "1" * 5000], {}, "--num-workers must be an integer, not '1111"),
         ([], {"SAGEMAKER_BIND_TO_PORT": "x"}, "SAGEMAKER_BIND_TO_PORT must be an integer"),
         (["--config", "/nowhere.yaml"], {}, "cannot read the config file /nowhere.yaml: No such file"),
     ],
@@ -127,6 +134,42 @@ def test_serve_refuses_a_model_that_is_not_there(model: str, capsys: pytest.Capt
     assert main(["--model", model]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"serve: --model {model}: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", "{}", "is not a tokenizer"),
+        ("tokenizer_config.json", '{"chat_template": "{% if %}"}', "is not valid Jinja"),
+    ],
+)
+def test_serve_refuses_a_model_whose_text_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, words: str
+) -> None:
+    tiny_model.write(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    assert main(["--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "192.0.2.1", "::2"])
+def test_serve_refuses_an_address_that_it_cannot_bind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    tiny_model.write(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["--model", str(tmp_path), "--host", host, "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"serve: cannot listen on --host {host} --port {port}: ")
     assert error.count("\n") == 1
 
 

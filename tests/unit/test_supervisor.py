@@ -118,6 +118,7 @@ def test_a_dead_engine_is_started_again_until_it_is_too_often(start: type[Harnes
 def test_an_engine_that_cannot_serve_is_not_started_again(start: type[Harness]) -> None:
     harness = start("import sys; sys.exit(2)")
     assert harness.wait() == 2
+    assert not any("requests still run" in line for line in harness.lines)
     assert sum("started the engine" in line for line in harness.lines) == 1
 
 
@@ -142,7 +143,7 @@ def test_the_end_of_the_web_tier_is_the_end(start: type[Harness]) -> None:
     assert any("the web tier ended with exit code 1" in line for line in harness.lines)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_everything_with_0(start: type[Harness], number: signal.Signals) -> None:
     harness = start(engine(1000, ""))
     harness.wait_for("the engine is ready")

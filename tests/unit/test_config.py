@@ -80,7 +80,7 @@ def test_the_model_of_sagemaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["--max-num-seq", "1"], {}, "unknown argument --max-num-seq (did you mean --max-num-seqs?)"),
         (["--max-num-seqs", "many"], {}, "--max-num-seqs must be an integer, not 'many'"),
-        (["--max-num-seqs", "0"], {}, "--max-num-seqs must be at least 1"),
+        (["--max-num-seqs", "0"], {}, "--max-num-seqs must be between 1"),
         (["--max-num-seqs"], {}, "argument --max-num-seqs: expected one argument"),
         (["--port", "70000"], {}, "--port must be between 1 and 65535"),
         (["--dtype", "float61"], {}, "--dtype must be auto or float32 or bfloat16 or float16, not 'float61' (did you"),

@@ -33,6 +33,8 @@ class TransformersPeer:
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        # The same work as our ignore_eos: the end-of-sequence id is a token like others, neither an end nor forbidden.
+        self.model.generation_config.eos_token_id = None
 
     def generate(self, prompts: list[list[int]], output_len: int) -> list[list[int]]:
         """One batch of prompts of equal length; the new token ids of each."""
@@ -42,7 +44,6 @@ class TransformersPeer:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
-                min_new_tokens=output_len,
                 max_new_tokens=output_len,
                 pad_token_id=0,
             )

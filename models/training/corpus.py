@@ -53,8 +53,7 @@ class Mix:
 
 
 # "base" trains a fresh model. "practice" goes on with it: more counting, more JSON, and many calls per set of several
-# functions, which are what it learns last. "finish" goes on once more with what was weakest after that: sums, JSON
-# about a person, and calls of functions with invented names.
+# functions, which are what it learns last.
 MIXES = {
     "base": Mix(
         tools=0.28,
@@ -73,15 +72,6 @@ MIXES = {
         offered=(1, 2, 2, 3, 3, 4),
         turns=(2, 3, 3, 4),
         results=0.35,
-    ),
-    "finish": Mix(
-        tools=0.42,
-        recall=0.02,
-        drill=0.08,
-        weights=(26, 2, 7, 9, 5, 22, 9, 9, 26),
-        offered=(1, 2, 3, 3, 4),
-        turns=(2, 3, 3, 4),
-        results=0.2,
     ),
 }
 

@@ -68,7 +68,8 @@ def engine(shared_engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
 
 @pytest.fixture(scope="module")
 def engine_client(shared_engine: ScriptedEngine) -> Iterator[EngineClient]:
-    client = EngineClient(str(shared_engine.path), stall_limit_s=2.0)
+    # Long: a test that computes (hypothesis does) never yields to the hub, and the client reads no stamps meanwhile.
+    client = EngineClient(str(shared_engine.path), stall_limit_s=60.0)
     client.start()
     with gevent.Timeout(10):
         while not client.health().is_ready:

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py --model models/galley-tiny
 
-Each of --repeats starts is a new supervisor, engine and set of workers; the files are in the page cache after the first.
+Each of --repeats starts is a new supervisor, engine and workers; the files are in the page cache after the first.
 For comparison, the seconds that a fresh interpreter takes to import torch, which every server of a torch model must do.
 """
 

@@ -6,7 +6,7 @@ Knows token ids, counts and block ids. Must not know tensors, the scheduler's qu
 import dataclasses
 from collections.abc import Sequence as SequenceABC
 
-from engine.api import FinishReason, GenerateRequest
+from engine.api import FinishReason, GenerateRequest, TokenLogprobs
 
 NO_ROW = -1
 _GOLDEN_64 = 0x9E3779B97F4A7C15
@@ -21,6 +21,7 @@ class Sequence:
     seed: 64-bit key of its random numbers, fixed at creation.
     token_ids: prompt and output. num_computed_tokens: how many of them have their K/V in the cache.
     block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size).
+    num_cached_tokens: how many prompt tokens it found in the prefix cache when it was first admitted.
     row: its fixed row in the runner's per-sequence state while it is running, else NO_ROW.
     """
 
@@ -32,6 +33,7 @@ class Sequence:
     num_prompt_tokens: int
     num_computed_tokens: int = 0
     block_ids: list[int] = dataclasses.field(default_factory=list)
+    num_cached_tokens: int = 0
     row: int = NO_ROW
     finish_reason: FinishReason | None = None
 
@@ -88,6 +90,12 @@ class SampledTokens:
     """What a step sampled: one entry per scheduled pair, in order.
 
     A sequence whose scheduled tokens reach its last token has one new token; one still inside its prompt has none.
+    logprobs: per pair one entry for each of its new tokens; empty where its request asks for none.
+    prompt_logprobs: per pair the entries of the prompt tokens that this step's tokens predict (all its scheduled tokens
+        but those at or after the prompt's last one); empty where its request asks for none.
+    Both are empty as a whole when nobody in the step asks.
     """
 
     token_ids: SequenceABC[SequenceABC[int]]
+    logprobs: SequenceABC[SequenceABC[TokenLogprobs]] = ()
+    prompt_logprobs: SequenceABC[SequenceABC[TokenLogprobs]] = ()

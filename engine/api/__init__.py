@@ -33,6 +33,7 @@ from engine.api.messages import (
     Outputs,
     RequestFailed,
     RequestOutput,
+    TokenLogprobs,
     Usage,
     WorkerMessage,
     check_request,
@@ -40,10 +41,11 @@ from engine.api.messages import (
     decode_worker_message,
     encode_message,
 )
-from engine.api.sampling_params import MAX_N, SamplingParams
+from engine.api.sampling_params import MAX_LOGPROBS, MAX_N, SamplingParams
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "MAX_LOGPROBS",
     "MAX_N",
     "Abort",
     "ContextLengthExceeded",
@@ -72,6 +74,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "ServingError",
+    "TokenLogprobs",
     "Usage",
     "WorkerMessage",
     "check_request",

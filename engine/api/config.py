@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 _INTEGERS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size", "num_threads")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "int4"]
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -38,6 +39,15 @@ class EngineConfig:
     kv_cache_memory_gib: float | None = setting(
         None, "GiB for the KV cache; if not given, enough for max_num_seqs full sequences, but at most 4 GiB on a CPU."
     )
+    enable_prefix_caching: bool = setting(
+        True, "Keep the K/V of finished requests while there is room, for prompts that begin alike."
+    )
+    quantization: Quantization = setting(
+        "none", "Weights of linear layers on a CPU in int8 or int4: faster, less exact. docs/quantization.md."
+    )
+    deterministic: bool = setting(
+        True, "On a CPU, bitwise the same logits for a sequence whatever it is computed beside. docs/fidelity.md."
+    )
     num_threads: int | None = setting(None, "CPU threads of the engine's kernels; all cores if not given.")
 
     def __post_init__(self) -> None:
@@ -53,6 +63,9 @@ class EngineConfig:
         memory_gib = self.kv_cache_memory_gib
         _check(memory_gib is None or 0 < memory_gib <= 2**20, "kv_cache_memory_gib", f"more than 0 and at most {2**20}")
         _check(self.num_threads is None or 1 <= self.num_threads <= 1024, "num_threads", "between 1 and 1024")
+        for name in ("enable_prefix_caching", "deterministic"):
+            _check(isinstance(getattr(self, name), bool), name, "true or false")
+        _check(self.quantization in ("none", "int8", "int4"), "quantization", "none, int8 or int4")
         _check(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
 
 

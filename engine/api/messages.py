@@ -40,12 +40,18 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: unique among the requests of one connection; chosen by the worker, never taken from a client.
     deadline: time.monotonic() after which the request ends with DeadlineExceeded. Both processes share the clock.
+    bad_words_ids: the tokenisations of `params.bad_words`; the engine knows no text.
+    priority: lower is served earlier.
+    cache_salt: requests share cached prefixes only with requests of the same salt.
     """
 
     request_id: int
     prompt_token_ids: list[int]
     params: SamplingParams
     deadline: float
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -62,10 +68,27 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of one finished sequence."""
+    """Token counts of one finished sequence.
+
+    num_cached_tokens: tokens of the prompt whose K/V was there when the sequence was first admitted.
+    """
 
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position, of the model's own distribution (before penalties and temperature).
+
+    logprob, rank: of the token that stands there; rank 1 is the most likely. top_ids, top_logprobs: the most likely
+    tokens, best first, as many as were asked for.
+    """
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -73,6 +96,9 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     index: which of the request's n sequences.
     stop_token_id: the id that ended the sequence, if one did; it is the last of the ids and not part of the text.
+    logprobs: one entry per new token, where `params.logprobs` asks for it.
+    prompt_logprobs: with the sequence's first output, where `params.prompt_logprobs` asks for it: one entry per token
+        of the prompt but the first, which nothing predicts.
     """
 
     request_id: int
@@ -80,6 +106,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     new_token_ids: list[int]
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
     usage: Usage | None = None
 
 
@@ -162,8 +190,13 @@ def check_request(prompt_token_ids: list[int], params: SamplingParams, model: Mo
             "max_tokens",
         )
     _check_ids(prompt_token_ids, "prompt", model.vocab_size)
-    if params.stop_token_ids:
-        _check_ids(params.stop_token_ids, "stop_token_ids", model.vocab_size)
+    for name, ids in (
+        ("stop_token_ids", params.stop_token_ids),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("logit_bias", tuple(params.logit_bias)),
+    ):
+        if ids:
+            _check_ids(ids, name, model.vocab_size)
 
 
 def _check_ids(ids: list[int] | tuple[int, ...], param: str, vocab_size: int) -> None:

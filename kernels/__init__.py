@@ -3,7 +3,17 @@
 Knows tensors only. Must not know sequences, requests or the engine.
 """
 
-from kernels.interface import AttentionMetadata, Kernels, PackedLinear, SamplingTensors
-from kernels.select import for_device
+from kernels.interface import AttentionHeads, AttentionMetadata, Kernels, PackedLinear, RotateAndStore, SamplingTensors
+from kernels.select import KernelOptions, for_device, preferred_dtype
 
-__all__ = ["AttentionMetadata", "Kernels", "PackedLinear", "SamplingTensors", "for_device"]
+__all__ = [
+    "AttentionHeads",
+    "AttentionMetadata",
+    "KernelOptions",
+    "Kernels",
+    "PackedLinear",
+    "RotateAndStore",
+    "SamplingTensors",
+    "for_device",
+    "preferred_dtype",
+]

@@ -9,7 +9,6 @@ Letters of shapes: T tokens of the step, S sequences, H query heads, Hkv key/val
 import dataclasses
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -50,6 +49,21 @@ class SamplingTensors:
     all_greedy: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttentionHeads:
+    """How a layer's fused projection is cut into heads: [T, (H + 2 * Hkv) * D], queries, keys, then values.
+
+    query_norm, key_norm: weights [D] of the RMS norm that each query and key head gets before the rotation, or None.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    eps: float
+
+
 class PackedLinear(Protocol):
     """Weights of one linear layer in the form that the device's kernel wants, and that kernel."""
 
@@ -58,19 +72,41 @@ class PackedLinear(Protocol):
         ...
 
 
+class RotateAndStore(Protocol):
+    """What stands between the fused projection and attention, for one layer's heads."""
+
+    def __call__(
+        self, qkv: Tensor, tables: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], slot_mapping: Tensor
+    ) -> Tensor:
+        """Norm and rotate queries and keys, write keys and values to the cache; returns the queries [T, H, D].
+
+        `qkv` may be overwritten, and the queries may be a view of it.
+        """
+        ...
+
+
 class Kernels(Protocol):
     """What the engine computes with. `kernels.reference` holds the definition of each operation."""
 
-    def preferred_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        """`model_dtype` where the device computes in it well, else the type to convert the weights to."""
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+        """Pack weight [out_features, in_features], once, at load; `weight` is not kept if that can be helped.
+
+        is_head: the language-model head, which is the most sensitive to quantization.
+        """
         ...
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Pack weight [out_features, in_features], once, at load; `weight` is not kept if that can be helped."""
+    def pack_heads(self, heads: AttentionHeads) -> RotateAndStore:
+        """Prepare the step between a layer's projection and its attention."""
+        ...
+
+    def kv_cache_shapes(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of a layer's K and V cache, blocks first. What lies in a block is the kernels' own business."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Root-mean-square norm over the last dimension; `weight` is broadcast against `x`."""
+        """Root-mean-square norm of x [T, size] over the last dimension, times weight [size]."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -78,24 +114,14 @@ class Kernels(Protocol):
         ...
 
     def rope_tables(self, positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The step's tables for `apply_rope`, computed once and used by every layer."""
-        ...
-
-    def apply_rope(self, heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotate heads [T, heads, D]."""
+        """(cos, sin), float32 [T, D / 2] each, computed once per step and used by every layer."""
         ...
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up for gate_up [T, 2 * width], the gate in the first half."""
         ...
 
-    def store_kv(
-        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
-        """Write key and value [T, Hkv, D] into the caches [blocks, block_size, Hkv, D] at slot_mapping [T] int64."""
-        ...
-
-    def plan_attention(self, metadata: AttentionMetadata, block_size: int) -> object:
+    def plan_attention(self, metadata: AttentionMetadata) -> object:
         """What `paged_attention` needs of a step, computed once and used by every layer of that step only."""
         ...
 

@@ -5,11 +5,12 @@ complete `Kernels`, slow but right on any device. Must not know sequences, reque
 """
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
 
-from kernels.interface import AttentionMetadata, PackedLinear, SamplingTensors
+from kernels.interface import AttentionHeads, AttentionMetadata, PackedLinear, RotateAndStore, SamplingTensors
 
 _MASK_32 = 0xFFFFFFFF
 
@@ -33,14 +34,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(cos, sin), both float32 [T, 1, D], for positions [T] and inv_freq [D / 2]; `scale` multiplies both.
-
-    Angles are repeated for the two halves, and sin carries the sign of the half that it multiplies:
-    rotate(x) = x * cos + swap_halves(x) * sin.
-    """
+    """(cos, sin), both float32 [T, D / 2], for positions [T] and inv_freq [D / 2]; `scale` multiplies both."""
     angles = positions.float()[:, None] * inv_freq.float()
-    cos, sin = angles.cos() * scale, angles.sin() * scale
-    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def apply_rope(heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -48,10 +44,9 @@ def apply_rope(heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
     Dimension i < D/2 and dimension i + D/2 are the two coordinates that angle i turns.
     """
-    cos, sin = tables
-    wide = heads.float()
-    first, second = wide.chunk(2, -1)
-    return (wide * cos + torch.cat((second, first), -1) * sin).to(heads.dtype)
+    cos, sin = (table[:, None] for table in tables)
+    first, second = heads.float().chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(heads.dtype)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
@@ -70,6 +65,28 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
         flat = cache.view(-1, *cache.shape[2:])
         used = slot_mapping >= 0
         flat[slot_mapping[used]] = new[used]
+
+
+def rotate_and_store(
+    heads: AttentionHeads,
+    qkv: Tensor,
+    tables: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    slot_mapping: Tensor,
+) -> Tensor:
+    """`rms_norm` per query and key head where it has a weight, `apply_rope` on both, `store_kv`.
+
+    qkv: [T, (H + 2 * Hkv) * D]; returns the queries [T, H, D].
+    """
+    every = qkv.view(qkv.shape[0], -1, heads.head_dim)
+    key_at, value_at = heads.num_heads, heads.num_heads + heads.num_kv_heads
+    query, key, value = every[:, :key_at], every[:, key_at:value_at], every[:, value_at:]
+    if heads.query_norm is not None:
+        query = rms_norm(query, heads.query_norm, heads.eps)
+    if heads.key_norm is not None:
+        key = rms_norm(key, heads.key_norm, heads.eps)
+    store_kv(apply_rope(key, tables), value, *cache, slot_mapping)
+    return apply_rope(query, tables)
 
 
 def paged_attention(
@@ -188,28 +205,30 @@ class _PlainLinear:
 
 
 class ReferenceKernels:
-    """`Kernels` made of the definitions above."""
+    """`Kernels` made of the definitions above; its caches are [blocks, block_size, Hkv, D]."""
 
     rms_norm = staticmethod(rms_norm)
     add_rms_norm = staticmethod(add_rms_norm)
-    apply_rope = staticmethod(apply_rope)
+    rope_tables = staticmethod(rope_tables)
     silu_and_mul = staticmethod(silu_and_mul)
-    store_kv = staticmethod(store_kv)
     sample = staticmethod(sample)
 
-    def preferred_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        """Any type will do: the arithmetic is float32."""
-        return model_dtype
-
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """The weights as they are."""
         return _PlainLinear(weight, bias)
 
-    def rope_tables(self, positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """See `rope_tables`."""
-        return rope_tables(positions, inv_freq, scale)
+    def pack_heads(self, heads: AttentionHeads) -> RotateAndStore:
+        """See `rotate_and_store`."""
+        return functools.partial(rotate_and_store, heads)
 
-    def plan_attention(self, metadata: AttentionMetadata, block_size: int) -> object:
+    def kv_cache_shapes(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """[blocks, block_size, Hkv, D], both."""
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        return shape, shape
+
+    def plan_attention(self, metadata: AttentionMetadata) -> object:
         """The metadata is all that the definition needs."""
         return metadata
 

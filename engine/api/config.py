@@ -43,10 +43,12 @@ class EngineConfig:
         True, "Keep the K/V of finished requests while there is room, for prompts that begin alike."
     )
     quantization: Quantization = setting(
-        "none", "Weights of linear layers on a CPU in int8 or int4: faster, less exact. docs/quantization.md."
+        "none", "Linear layers on a CPU in int8 or int4: faster and less exact (docs/quantization.md)."
     )
-    deterministic: bool = setting(
-        True, "On a CPU, bitwise the same logits for a sequence whatever it is computed beside. docs/fidelity.md."
+    deterministic: bool | None = setting(
+        None,
+        "On a CPU, bitwise the same logits for a sequence whatever it is computed beside; if not given, wherever that "
+        "costs nothing: on every CPU without AMX.",
     )
     num_threads: int | None = setting(None, "CPU threads of the engine's kernels; all cores if not given.")
 
@@ -63,8 +65,8 @@ class EngineConfig:
         memory_gib = self.kv_cache_memory_gib
         _check(memory_gib is None or 0 < memory_gib <= 2**20, "kv_cache_memory_gib", f"more than 0 and at most {2**20}")
         _check(self.num_threads is None or 1 <= self.num_threads <= 1024, "num_threads", "between 1 and 1024")
-        for name in ("enable_prefix_caching", "deterministic"):
-            _check(isinstance(getattr(self, name), bool), name, "true or false")
+        _check(isinstance(self.enable_prefix_caching, bool), "enable_prefix_caching", "true or false")
+        _check(self.deterministic in (None, True, False), "deterministic", "true or false")
         _check(self.quantization in ("none", "int8", "int4"), "quantization", "none, int8 or int4")
         _check(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
 

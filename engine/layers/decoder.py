@@ -58,9 +58,9 @@ class CausalLM:
     def forward(self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
         """Hidden states [T, hidden_size], final norm applied, for ids and positions [T]; fills the cache on the way.
 
-        kv_cache: K and V of each layer, [num_blocks, block_size, num_kv_heads, head_dim].
+        kv_cache: K and V of each layer, of the shapes that `Kernels.kv_cache_shapes` gives.
         """
-        plan = self._kernels.plan_attention(metadata, kv_cache[0][0].shape[1])
+        plan = self._kernels.plan_attention(metadata)
         step = StepContext(self._rotary(positions), metadata.slot_mapping, plan)
         x, residual = self._embedding(input_ids), None
         for layer, cache in zip(self._layers, kv_cache, strict=True):

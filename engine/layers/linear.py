@@ -59,7 +59,7 @@ class LMHead:
     """
 
     def __init__(self, table: Tensor, kernels: Kernels) -> None:
-        self._packed = kernels.pack_linear(table, None)
+        self._packed = kernels.pack_linear(table, None, is_head=True)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[rows, hidden_size] to [rows, vocab_size]."""

@@ -18,7 +18,7 @@ class RotaryEmbedding:
         self._kernels = kernels
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Tables for positions [T], for `Kernels.apply_rope`."""
+        """(cos, sin) for positions [T], [T, head_dim / 2] each."""
         return self._kernels.rope_tables(positions, self._inv_freq, 1.0)
 
 

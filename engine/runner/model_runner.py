@@ -40,14 +40,10 @@ class RunnerLimits:
     max_model_len: int
 
 
-def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+def bytes_per_block(kernels: Kernels, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block in the K and V caches of all layers."""
-    return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
-
-
-def num_blocks_for(memory_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """How many blocks, the null block among them, fit into `memory_bytes`."""
-    return memory_bytes // bytes_per_block(config, block_size, dtype)
+    shapes = kernels.kv_cache_shapes(1, block_size, config.num_kv_heads, config.head_dim)
+    return config.num_layers * sum(map(math.prod, shapes)) * dtype.itemsize
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -76,9 +72,9 @@ class ModelRunner:
         self._kernels = kernels
         self._builder = BatchBuilder(limits.max_num_seqs, limits.max_model_len, limits.block_size)
         self._block_size = limits.block_size
-        shape = (limits.num_blocks, limits.block_size, config.num_kv_heads, config.head_dim)
+        shapes = kernels.kv_cache_shapes(limits.num_blocks, limits.block_size, config.num_kv_heads, config.head_dim)
         self._kv_cache: KVCache = [
-            (_untouched_zeros(shape, dtype), _untouched_zeros(shape, dtype)) for _ in range(config.num_layers)
+            (_untouched_zeros(shapes[0], dtype), _untouched_zeros(shapes[1], dtype)) for _ in range(config.num_layers)
         ]
 
     @torch.inference_mode()

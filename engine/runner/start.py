@@ -15,8 +15,8 @@ from engine import models
 from engine.api import EngineConfig, InvalidRequest, ModelInfo, SamplingParams
 from engine.layers import ModelConfig
 from engine.loading import Checkpoint, GenerationDefaults, read_generation_defaults, read_model_config
-from engine.runner.model_runner import ModelRunner, RunnerLimits, num_blocks_for
-from kernels import Kernels, for_device
+from engine.runner.model_runner import ModelRunner, RunnerLimits, bytes_per_block
+from kernels import KernelOptions, Kernels, for_device, preferred_dtype
 
 _DEFAULT_CPU_CACHE_GIB = 4.0
 _log = logging.getLogger(__name__)
@@ -38,9 +38,10 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
     models.check_architecture(model_config.architecture)
     generation = read_generation_defaults(directory)
     _check_defaults(generation, model_config)
-    kernels = for_device(torch.device("cpu"))
-    dtype = choose_dtype(config, model_config, kernels)
-    limits = choose_limits(config, model_config, dtype)
+    device = torch.device("cpu")
+    dtype = choose_dtype(config, model_config, device)
+    kernels = for_device(device, dtype, KernelOptions(config.quantization, config.deterministic))
+    limits = choose_limits(config, model_config, bytes_per_block(kernels, model_config, config.block_size, dtype))
     on_stage("loading weights")
     model = load_model(directory, model_config, dtype, kernels)
     on_stage("allocating the KV cache")
@@ -82,19 +83,19 @@ def load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, kernels
     return model
 
 
-def choose_dtype(config: EngineConfig, model: ModelConfig, kernels: Kernels) -> torch.dtype:
+def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
     """The setting's dtype; for "auto" the model's own where the device computes in it well."""
     if config.dtype != "auto":
         return _torch_dtype(config.dtype)
-    return kernels.preferred_dtype(_torch_dtype(model.dtype))
+    return preferred_dtype(device, _torch_dtype(model.dtype))
 
 
 def _torch_dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def choose_limits(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> RunnerLimits:
-    """How long sequences may be and how many blocks there are; at least one sequence of max_model_len fits.
+def choose_limits(config: EngineConfig, model: ModelConfig, block_bytes: int) -> RunnerLimits:
+    """How long sequences may be, and how many blocks of `block_bytes`; at least one sequence of max_model_len fits.
 
     Raises ValueError when the settings ask for more than the model or the memory has. Without a max_model_len of its
     own, the length is reduced to what the cache holds.
@@ -111,7 +112,7 @@ def choose_limits(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) 
     max_model_len = config.max_model_len or model.max_position_embeddings
     blocks_per_seq = -(-max_model_len // config.block_size)
     memory_gib = config.kv_cache_memory_gib or _DEFAULT_CPU_CACHE_GIB
-    num_blocks = num_blocks_for(int(memory_gib * 2**30), model, config.block_size, dtype)
+    num_blocks = int(memory_gib * 2**30) // block_bytes
     if config.kv_cache_memory_gib is None:
         num_blocks = min(num_blocks, config.max_num_seqs * blocks_per_seq + 1)
     limits = RunnerLimits(

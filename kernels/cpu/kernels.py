@@ -5,39 +5,56 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.cpu import attention, elementwise, linear, sampling
-from kernels.interface import AttentionMetadata, PackedLinear
+from kernels.cpu.native import Native
+from kernels.interface import AttentionHeads, AttentionMetadata, PackedLinear, RotateAndStore
 
 
 class CpuKernels:
-    """The fast forms of every operation for a CPU. One instance per engine: its attention owns buffers."""
+    """The compiled forms, for float32 and bfloat16. One instance per engine.
 
-    rms_norm = staticmethod(elementwise.rms_norm)
-    add_rms_norm = staticmethod(elementwise.add_rms_norm)
-    apply_rope = staticmethod(elementwise.apply_rope)
-    silu_and_mul = staticmethod(elementwise.silu_and_mul)
-    store_kv = staticmethod(elementwise.store_kv)
+    quantization: "int8" or "int4" linear layers; the head is int8 in both. use_onednn: linear layers in oneDNN's form.
+    """
+
     sample = staticmethod(sampling.sample)
+    rope_tables = staticmethod(reference.rope_tables)
 
-    def __init__(self) -> None:
-        self._attention = attention.PagedAttention()
+    def __init__(self, native: Native, *, quantization: str = "none", use_onednn: bool = False) -> None:
+        self._native = native
+        self._quantization = quantization
+        self._use_onednn = use_onednn
+        self._attention = attention.PagedAttention(native)
+        rows = elementwise.Elementwise(native)
+        self.rms_norm = rows.rms_norm
+        self.add_rms_norm = rows.add_rms_norm
+        self.silu_and_mul = rows.silu_and_mul
 
-    def preferred_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        """bfloat16 where the CPU has instructions for it; everything else, float16 too, is computed as float32."""
-        if model_dtype == torch.bfloat16 and linear.computes_well_in_bfloat16():
-            return torch.bfloat16
-        return torch.float32
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+        """Panels of the weight; `weight` is not kept."""
+        if self._use_onednn or weight.dtype not in (torch.float32, torch.bfloat16):
+            return linear.pack_onednn(weight, bias)
+        if self._quantization == "none":
+            return linear.pack_native(self._native, weight, bias)
+        pack = linear.pack_int8 if is_head or self._quantization == "int8" else linear.pack_int4
+        return pack(self._native, weight, bias)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """A oneDNN-packed copy where there is one for the dtype; `weight` is then not kept."""
-        return linear.pack(weight, bias)
+    def pack_heads(self, heads: AttentionHeads) -> RotateAndStore:
+        """See `elementwise.RotateAndStore`. Raises ValueError for heads that attention.c has no room for."""
+        if heads.head_dim > attention.MAX_HEAD_DIM or heads.head_dim % 2:
+            raise ValueError(f"a head size of {heads.head_dim} is not supported on a CPU: even, and at most 256")
+        if heads.num_heads // heads.num_kv_heads > self._native.max_tile_rows:
+            raise ValueError(f"more than {self._native.max_tile_rows} query heads per key/value head are not supported")
+        return elementwise.RotateAndStore(self._native, heads)
 
-    def rope_tables(self, positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """The definition's: it runs once per step."""
-        return reference.rope_tables(positions, inv_freq, scale)
+    def kv_cache_shapes(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """[blocks, Hkv, D, block_size] and [blocks, Hkv, block_size, D], D padded; what lies in them: attention.c."""
+        size = attention.padded_dim(head_dim)
+        return (num_blocks, num_kv_heads, size, block_size), (num_blocks, num_kv_heads, block_size, size)
 
-    def plan_attention(self, metadata: AttentionMetadata, block_size: int) -> object:
-        """See `attention.plan`."""
-        return attention.plan(metadata, block_size)
+    def plan_attention(self, metadata: AttentionMetadata) -> object:
+        """See `attention.CpuAttentionPlan`."""
+        return attention.CpuAttentionPlan(metadata)
 
     def paged_attention(
         self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, scale: float
@@ -46,3 +63,13 @@ class CpuKernels:
         if not isinstance(plan, attention.CpuAttentionPlan):
             raise TypeError("the plan was not made by plan_attention")
         return self._attention(query, key_cache, value_cache, plan, scale)
+
+
+class EagerCpuKernels(reference.ReferenceKernels):
+    """What serves, slowly, where nothing can be compiled, and in float16: the definitions, with oneDNN's products."""
+
+    sample = staticmethod(sampling.sample)
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+        """See `linear.pack_onednn`."""
+        return linear.pack_onednn(weight, bias)

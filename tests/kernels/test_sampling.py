@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import SamplingTensors
-from kernels.cpu import CpuKernels
+from kernels import SamplingTensors, for_device
 from kernels.cpu.sampling import _negative_noise
 from kernels.reference import ReferenceKernels, gumbel_noise, row_keys
 from tests.kernels.oracle import kept_tokens
 
-both = pytest.mark.parametrize("kernels", [CpuKernels(), ReferenceKernels()], ids=["cpu", "reference"])
+CPU_KERNELS = for_device(torch.device("cpu"))
+both = pytest.mark.parametrize("kernels", [CPU_KERNELS, ReferenceKernels()], ids=["cpu", "reference"])
 
 
 def tensors(rows, *, temperature=1.0, top_k=0, top_p=1.0, seed=None, position=5):
@@ -91,7 +91,7 @@ def test_draws_follow_the_softmax(temperature, top_k, top_p):
         seed=[*range(half), *([2**40 + 7] * half)],
         position=[*([3] * half), *range(half)],
     )
-    tokens = CpuKernels().sample(logits.expand(draws, -1), sampling)
+    tokens = CPU_KERNELS.sample(logits.expand(draws, -1), sampling)
     kept = sorted(kept_tokens(logits.tolist(), temperature, top_k, top_p))
     expected = torch.softmax(logits[kept].double() / temperature, 0) * draws
     counts = torch.bincount(tokens, minlength=vocab)[kept].double()
@@ -138,7 +138,7 @@ def test_wide_distributions_keep_what_the_definition_keeps(top_k, top_p):
     generator = torch.Generator().manual_seed(11)
     logits = torch.randn(12, 4000, generator=generator) * 0.5
     sampling = tensors(12, top_k=top_k, top_p=top_p)
-    assert torch.equal(CpuKernels().sample(logits, sampling), ReferenceKernels().sample(logits, sampling))
+    assert torch.equal(CPU_KERNELS.sample(logits, sampling), ReferenceKernels().sample(logits, sampling))
 
 
 def test_mixed_rows_equal_the_reference_and_each_row_alone():
@@ -152,7 +152,7 @@ def test_mixed_rows_equal_the_reference_and_each_row_alone():
         top_p=[1.0, 0.9, 1.0, 0.5, 0.05] * 4 + [1.0] * 4,
         position=list(range(100, 100 + rows)),
     )
-    kernels = CpuKernels()
+    kernels = CPU_KERNELS
     together = kernels.sample(logits, sampling)
     assert torch.equal(together, ReferenceKernels().sample(logits, sampling))
     fields = ("temperature", "top_k", "top_p", "seeds", "positions")

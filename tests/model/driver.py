@@ -2,10 +2,16 @@
 
 import random
 from collections.abc import Iterable
+from pathlib import Path
+
+import torch
 
 from engine.api import GenerateRequest, SamplingParams
+from engine.loading import read_model_config
 from engine.runner import ModelRunner
+from engine.runner.start import load_model
 from engine.sequence import SchedulerOutput, Sequence
+from kernels import AttentionMetadata, KernelOptions, for_device
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
 
@@ -60,3 +66,34 @@ class Driver:
         for sequence in sequences:
             self.release(sequence)
         return [s.token_ids[s.num_prompt_tokens :] for s in sequences]
+
+
+class PromptLogits:
+    """Logits of every token of a prompt, from the model itself: no runner, no scheduler."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype, options: KernelOptions | None = None) -> None:
+        self._config = read_model_config(directory)
+        self._dtype = dtype
+        self._kernels = for_device(torch.device("cpu"), dtype, options)
+        self._model = load_model(directory, self._config, dtype, self._kernels)
+
+    @torch.inference_mode()
+    def __call__(self, prompt: list[int], block_size: int = 16) -> torch.Tensor:
+        """[len(prompt), vocab_size]."""
+        config, num_tokens = self._config, len(prompt)
+        num_blocks = -(-num_tokens // block_size)
+        shapes = self._kernels.kv_cache_shapes(num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
+        cache = [
+            (torch.zeros(shapes[0], dtype=self._dtype), torch.zeros(shapes[1], dtype=self._dtype))
+            for _ in range(config.num_layers)
+        ]
+        metadata = AttentionMetadata(
+            slot_mapping=torch.arange(block_size, block_size + num_tokens),
+            query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32),
+            seq_lens=torch.tensor([num_tokens], dtype=torch.int32),
+            block_table=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
+            max_query_len=num_tokens,
+            max_seq_len=num_tokens,
+        )
+        hidden = self._model.forward(torch.tensor(prompt), torch.arange(num_tokens), cache, metadata)
+        return self._model.compute_logits(hidden)

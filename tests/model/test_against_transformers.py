@@ -6,12 +6,9 @@ import pytest
 import torch
 
 from engine.api import EngineConfig
-from engine.layers import CausalLM
 from engine.loading import read_model_config
 from engine.runner import ModelRunner, load_runner
-from engine.runner.start import load_model
-from kernels import AttentionMetadata, for_device
-from tests.model.driver import Driver, make_sequence
+from tests.model.driver import Driver, PromptLogits, make_sequence
 from tests.model.tiny_models import make_llama, make_qwen3
 
 LLAMA3_ROPE = {
@@ -67,24 +64,9 @@ def case(request, tmp_path_factory):
 
 
 def test_logits_agree_at_every_token(case):
-    config = read_model_config(case.path)
-    model = load_model(case.path, config, torch.float32, for_device(torch.device("cpu")))
-    assert isinstance(model, CausalLM)
-    ids = torch.tensor(prompt(70))
-    cache = [
-        tuple(torch.zeros(6, 16, config.num_kv_heads, config.head_dim) for _ in "kv") for _ in range(config.num_layers)
-    ]
-    metadata = AttentionMetadata(
-        slot_mapping=torch.arange(16, 86),
-        query_start_loc=torch.tensor([0, 70], dtype=torch.int32),
-        seq_lens=torch.tensor([70], dtype=torch.int32),
-        block_table=torch.arange(1, 6, dtype=torch.int32)[None],
-        max_query_len=70,
-        max_seq_len=70,
-    )
+    found = PromptLogits(case.path, torch.float32)(prompt(70))
     with torch.inference_mode():
-        found = model.compute_logits(model.forward(ids, torch.arange(70), cache, metadata))
-        expected = case.reference(ids[None]).logits[0]
+        expected = case.reference(torch.tensor(prompt(70))[None]).logits[0]
     assert expected.abs().max() > 1  # a flat distribution would agree with anything
     assert (found - expected).abs().max() < 1e-4
 
@@ -105,20 +87,8 @@ def test_greedy_tokens_are_those_of_transformers_batched_and_chunked(case, budge
 def test_bfloat16_is_near_the_float32_model(tmp_path):
     """bfloat16 holds 8 bits: its logits may be off by a percent or two, not by more."""
     reference = make_qwen3(tmp_path, dtype=torch.bfloat16).float()
-    config = read_model_config(tmp_path)
-    assert config.dtype == "bfloat16"
-    model = load_model(tmp_path, config, torch.bfloat16, for_device(torch.device("cpu")))
-    cache = [tuple(torch.zeros(4, 16, 2, 16, dtype=torch.bfloat16) for _ in "kv") for _ in range(2)]
-    ids = torch.tensor(prompt(40))
-    metadata = AttentionMetadata(
-        slot_mapping=torch.arange(16, 56),
-        query_start_loc=torch.tensor([0, 40], dtype=torch.int32),
-        seq_lens=torch.tensor([40], dtype=torch.int32),
-        block_table=torch.arange(1, 4, dtype=torch.int32)[None],
-        max_query_len=40,
-        max_seq_len=40,
-    )
+    assert read_model_config(tmp_path).dtype == "bfloat16"
+    found = PromptLogits(tmp_path, torch.bfloat16)(prompt(40)).float()
     with torch.inference_mode():
-        found = model.compute_logits(model.forward(ids, torch.arange(40), cache, metadata)).float()
-        expected = reference(ids[None]).logits[0]
+        expected = reference(torch.tensor(prompt(40))[None]).logits[0]
     assert float((found - expected).norm() / expected.norm()) < 0.03

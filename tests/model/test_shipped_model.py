@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
-from engine.loading import read_model_config
-from engine.runner.start import load_model
 from engine.text import ChatTemplate, Tokenizer
-from kernels import AttentionMetadata, for_device
+from tests.model.driver import PromptLogits
 
 transformers = pytest.importorskip("transformers")
 
@@ -94,26 +92,11 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 def test_logits_agree_to_1e_4(peer: Any, prompts: list[list[int]]) -> None:
-    config = read_model_config(MODEL)
-    model = load_model(MODEL, config, torch.float32, for_device(torch.device("cpu")))
+    logits = PromptLogits(MODEL, torch.float32)
     for prompt in prompts:
-        num_tokens = len(prompt)
-        num_blocks = -(-num_tokens // BLOCK_SIZE)
-        shape = (num_blocks + 1, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
-        cache = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_layers)]
-        metadata = AttentionMetadata(
-            slot_mapping=torch.arange(BLOCK_SIZE, BLOCK_SIZE + num_tokens),
-            query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32),
-            seq_lens=torch.tensor([num_tokens], dtype=torch.int32),
-            block_table=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
-            max_query_len=num_tokens,
-            max_seq_len=num_tokens,
-        )
-        ids = torch.tensor(prompt)
         with torch.inference_mode():
-            ours = model.compute_logits(model.forward(ids, torch.arange(num_tokens), cache, metadata))
-            theirs = peer(ids[None]).logits[0]
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+            theirs = peer(torch.tensor(prompt)[None]).logits[0]
+        torch.testing.assert_close(logits(prompt), theirs, rtol=0, atol=1e-4)
 
 
 def test_transformers_reads_the_directory_as_we_do(tokenizer: Tokenizer) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 _SOURCES = Path(__file__).parent / "native"
-_FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden", "-w")
+_FLAGS = ("-O3", "-march=native", "-std=gnu11", "-pthread", "-shared", "-fPIC", "-fvisibility=hidden", "-w")
 _COMPILE_TIMEOUT_S = 120.0
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,6 @@ class Native:
         self.silu_and_mul: Callable[..., None] = library.silu_and_mul
         self.rotate_and_store: Callable[..., None] = library.rotate_and_store
         self.paged_attention: Callable[..., None] = library.paged_attention
-        # One pool of threads where this library found torch's OpenMP, two of the same size where it did not.
         library.set_num_threads(torch.get_num_threads())
         self.max_tile_rows: int = library.max_tile_rows()
         self.has_quantized: bool = bool(library.has_quantized())

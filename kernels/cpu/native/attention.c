@@ -256,8 +256,9 @@ INLINE void give_out(const int is_bf16, const Attention *a, const Item *item, co
     }
 }
 
-INLINE int num_partitions(const Item *item) {
-    return (item->first_key_limit + item->num_tokens - 1 + PARTITION_TOKENS - 1) / PARTITION_TOKENS;
+INLINE int num_partitions(const Attention *a, const Item *item) {
+    const int tokens = PARTITION_TOKENS / a->block_size * a->block_size;
+    return (item->first_key_limit + item->num_tokens - 1 + tokens - 1) / tokens;
 }
 
 INLINE Item item_at(const Attention *a, int seq, int kv_head, int tile, int tile_tokens) {
@@ -266,38 +267,43 @@ INLINE Item item_at(const Attention *a, int seq, int kv_head, int tile, int tile
     return (Item){seq, kv_head, first, num, a->seq_lens[seq] - length + first + 1};
 }
 
-INLINE void attend(const int is_bf16, const Attention *a, const int32_t *work, int num_work, int tile_tokens) {
-    /* work: [num_work][2] of (sequence, tile). */
-    const int num_items = num_work * a->num_kv_heads, group = a->num_heads / a->num_kv_heads;
-#pragma omp parallel if ((long)num_items * a->padded_dim * 32 > PARALLEL_ELEMENTS)
-    {
-        State total, next;
-        char query[MAX_TILE_ROWS * MAX_DIM * 4] __attribute__((aligned(64)));
-        /* Dynamic: with causal masks and sequences of all lengths, items differ by far; which thread takes one changes nothing. */
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < num_items; i++) {
-            const int32_t *w = work + 2 * (i / a->num_kv_heads);
-            const Item item = item_at(a, w[0], i % a->num_kv_heads, w[1], tile_tokens);
-            const int rows = item.num_tokens * group, count = num_partitions(&item);
-            take_query(a, is_bf16 ? 2 : 4, &item, query);
-            clear(&total, rows, a->padded_dim);
-            attend_partition(is_bf16, a, &item, 0, query, &total);
-            for (int part = 1; part < count; part++) {
-                clear(&next, rows, a->padded_dim);
-                attend_partition(is_bf16, a, &item, part, query, &next);
-                merge(&total, &next, rows, a->padded_dim);
-            }
-            give_out(is_bf16, a, &item, &total);
-        }
+typedef struct {
+    const Attention *a;
+    const int32_t *work; /* [num_work][2]: sequence, tile */
+    int is_bf16, tile_tokens;
+} Step;
+
+INLINE void attend_item(const int is_bf16, const Step *step, int i) {
+    const Attention *a = step->a;
+    const int32_t *w = step->work + 2 * (i / a->num_kv_heads);
+    const Item item = item_at(a, w[0], i % a->num_kv_heads, w[1], step->tile_tokens);
+    const int rows = item.num_tokens * (a->num_heads / a->num_kv_heads), count = num_partitions(a, &item);
+    State total, next;
+    char query[MAX_TILE_ROWS * MAX_DIM * 4] __attribute__((aligned(64)));
+    take_query(a, is_bf16 ? 2 : 4, &item, query);
+    clear(&total, rows, a->padded_dim);
+    attend_partition(is_bf16, a, &item, 0, query, &total);
+    for (int part = 1; part < count; part++) {
+        clear(&next, rows, a->padded_dim);
+        attend_partition(is_bf16, a, &item, part, query, &next);
+        merge(&total, &next, rows, a->padded_dim);
     }
+    give_out(is_bf16, a, &item, &total);
+}
+
+static void attend_task(void *context, int i) {
+    const Step *step = context;
+    if (step->is_bf16)
+        attend_item(1, step, i);
+    else
+        attend_item(0, step, i);
 }
 
 /* Rows of a tile of `tokens` query tokens must not exceed this. */
 EXPORT int max_tile_rows(void) { return MAX_TILE_ROWS; }
 
 EXPORT void paged_attention(int is_bf16, const Attention *a, const int32_t *work, int num_work, int tile_tokens) {
-    if (is_bf16)
-        attend(1, a, work, num_work, tile_tokens);
-    else
-        attend(0, a, work, num_work, tile_tokens);
+    Step step = {a, work, is_bf16, tile_tokens};
+    parallel_for(num_work * a->num_kv_heads, num_work * a->num_kv_heads * a->padded_dim > PARALLEL_ELEMENTS / 32, attend_task,
+                 &step);
 }

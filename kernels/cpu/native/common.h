@@ -6,16 +6,15 @@
 #pragma once
 
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+#include "pool.h"
+
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
-#define EXPORT __attribute__((visibility("default")))
 /* Elements of work below which a second thread costs more to wake than it saves. */
 #define PARALLEL_ELEMENTS 16384
 

@@ -45,29 +45,41 @@ INLINE void scale_row(const int is_bf16, const void *x, size_t at, const void *w
     for (; i < width; i++) put(is_bf16, y, to + i, get(is_bf16, x, at + i) * scale * get(is_bf16, w, i));
 }
 
-INLINE void rms_norm_rows(const int is_bf16, void *residual, const void *x, const void *w, void *y, int num_rows, int width,
-                          float eps) {
-#pragma omp parallel for schedule(static) if ((long)num_rows * width > PARALLEL_ELEMENTS)
-    for (int r = 0; r < num_rows; r++) {
-        const size_t at = (size_t)r * width;
-        const void *from = x;
-        if (residual) {
-            int i = 0;
-            for (; i + LANES <= width; i += LANES)
-                store(is_bf16, residual, at + i, load(is_bf16, residual, at + i) + load(is_bf16, x, at + i));
-            for (; i < width; i++) put(is_bf16, residual, at + i, get(is_bf16, residual, at + i) + get(is_bf16, x, at + i));
-            from = residual;
-        }
-        scale_row(is_bf16, from, at, w, y, at, width, inverse_rms(is_bf16, from, at, width, eps));
+typedef struct {
+    int is_bf16, width;
+    float eps;
+    void *residual;
+    const void *x, *w;
+    void *y;
+} Norm;
+
+INLINE void norm_row(const int is_bf16, const Norm *n, int r) {
+    const int width = n->width;
+    const size_t at = (size_t)r * width;
+    const void *from = n->x;
+    if (n->residual) {
+        int i = 0;
+        for (; i + LANES <= width; i += LANES)
+            store(is_bf16, n->residual, at + i, load(is_bf16, n->residual, at + i) + load(is_bf16, n->x, at + i));
+        for (; i < width; i++)
+            put(is_bf16, n->residual, at + i, get(is_bf16, n->residual, at + i) + get(is_bf16, n->x, at + i));
+        from = n->residual;
     }
+    scale_row(is_bf16, from, at, n->w, n->y, at, width, inverse_rms(is_bf16, from, at, width, n->eps));
+}
+
+static void norm_task(void *context, int r) {
+    const Norm *n = context;
+    if (n->is_bf16)
+        norm_row(1, n, r);
+    else
+        norm_row(0, n, r);
 }
 
 /* y = norm(x) * w; with `residual`, residual += x first and y is the norm of that. All [num_rows, width]. */
 EXPORT void rms_norm(int is_bf16, void *residual, const void *x, const void *w, void *y, int num_rows, int width, float eps) {
-    if (is_bf16)
-        rms_norm_rows(1, residual, x, w, y, num_rows, width, eps);
-    else
-        rms_norm_rows(0, residual, x, w, y, num_rows, width, eps);
+    Norm norm = {is_bf16, width, eps, residual, x, w, y};
+    parallel_for(num_rows, (long)num_rows * width > PARALLEL_ELEMENTS, norm_task, &norm);
 }
 
 /* e^x as 2^(x log2 e), for any x: 2^x = 1 / 2^-x keeps the argument of exp2_nonpositive below 0. */
@@ -79,28 +91,38 @@ INLINE vf sigmoid(vf x) {
     return (vf)(((vi)(splat(1.0f) - positive) & negative) | ((vi)positive & ~negative));
 }
 
-INLINE void silu_rows(const int is_bf16, const void *gate_up, void *y, int num_rows, int width) {
-#pragma omp parallel for schedule(static) if ((long)num_rows * width > PARALLEL_ELEMENTS)
-    for (int r = 0; r < num_rows; r++) {
-        const size_t gate = (size_t)r * 2 * width, up = gate + width, to = (size_t)r * width;
-        int i = 0;
-        for (; i + LANES <= width; i += LANES) {
-            vf g = load(is_bf16, gate_up, gate + i);
-            store(is_bf16, y, to + i, g * sigmoid(g) * load(is_bf16, gate_up, up + i));
-        }
-        for (; i < width; i++) {
-            vf g = splat(get(is_bf16, gate_up, gate + i));
-            put(is_bf16, y, to + i, (g * sigmoid(g))[0] * get(is_bf16, gate_up, up + i));
-        }
+typedef struct {
+    int is_bf16, width;
+    const void *gate_up;
+    void *y;
+} Silu;
+
+INLINE void silu_row(const int is_bf16, const Silu *s, int r) {
+    const int width = s->width;
+    const size_t gate = (size_t)r * 2 * width, up = gate + width, to = (size_t)r * width;
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        vf g = load(is_bf16, s->gate_up, gate + i);
+        store(is_bf16, s->y, to + i, g * sigmoid(g) * load(is_bf16, s->gate_up, up + i));
     }
+    for (; i < width; i++) {
+        vf g = splat(get(is_bf16, s->gate_up, gate + i));
+        put(is_bf16, s->y, to + i, (g * sigmoid(g))[0] * get(is_bf16, s->gate_up, up + i));
+    }
+}
+
+static void silu_task(void *context, int r) {
+    const Silu *s = context;
+    if (s->is_bf16)
+        silu_row(1, s, r);
+    else
+        silu_row(0, s, r);
 }
 
 /* gate_up [num_rows, 2 * width] to y [num_rows, width]. */
 EXPORT void silu_and_mul(int is_bf16, const void *gate_up, void *y, int num_rows, int width) {
-    if (is_bf16)
-        silu_rows(1, gate_up, y, num_rows, width);
-    else
-        silu_rows(0, gate_up, y, num_rows, width);
+    Silu silu = {is_bf16, width, gate_up, y};
+    parallel_for(num_rows, (long)num_rows * width > PARALLEL_ELEMENTS, silu_task, &silu);
 }
 
 typedef struct {
@@ -144,29 +166,41 @@ INLINE void write_token(const int is_bf16, const Heads *h, const void *qkv, size
     }
 }
 
-INLINE void rotate_rows(const int is_bf16, const Heads *h, void *qkv, const float *cos, const float *sin, void *keys,
-                        void *values, const int64_t *slots, int num_tokens) {
-    const int all_heads = h->num_heads + 2 * h->num_kv_heads;
+typedef struct {
+    int is_bf16;
+    const Heads *heads;
+    void *qkv;
+    const float *cos, *sin;
+    void *keys, *values;
+    const int64_t *slots;
+} Rotation;
+
+INLINE void rotate_token(const int is_bf16, const Rotation *r, int t) {
+    const Heads *h = r->heads;
     const int half = h->head_dim / 2;
-#pragma omp parallel for schedule(static) if ((long)num_tokens * all_heads * h->head_dim > PARALLEL_ELEMENTS)
-    for (int t = 0; t < num_tokens; t++) {
-        const size_t row = (size_t)t * all_heads * h->head_dim;
-        for (int i = 0; i < h->num_heads + h->num_kv_heads; i++)
-            rotate_head(is_bf16, h, qkv, row + (size_t)i * h->head_dim, i < h->num_heads ? h->query_norm : h->key_norm,
-                        cos + (size_t)t * half, sin + (size_t)t * half);
-        if (slots[t] < 0) continue; /* padding */
-        for (int i = 0; i < h->num_kv_heads; i++) {
-            const size_t key = row + (size_t)(h->num_heads + i) * h->head_dim;
-            write_token(is_bf16, h, qkv, key, key + (size_t)h->num_kv_heads * h->head_dim, keys, values, slots[t], i);
-        }
+    const size_t row = (size_t)t * (h->num_heads + 2 * h->num_kv_heads) * h->head_dim;
+    for (int i = 0; i < h->num_heads + h->num_kv_heads; i++)
+        rotate_head(is_bf16, h, r->qkv, row + (size_t)i * h->head_dim, i < h->num_heads ? h->query_norm : h->key_norm,
+                    r->cos + (size_t)t * half, r->sin + (size_t)t * half);
+    if (r->slots[t] < 0) return; /* padding */
+    for (int i = 0; i < h->num_kv_heads; i++) {
+        const size_t key = row + (size_t)(h->num_heads + i) * h->head_dim;
+        write_token(is_bf16, h, r->qkv, key, key + (size_t)h->num_kv_heads * h->head_dim, r->keys, r->values, r->slots[t], i);
     }
+}
+
+static void rotate_task(void *context, int t) {
+    const Rotation *r = context;
+    if (r->is_bf16)
+        rotate_token(1, r, t);
+    else
+        rotate_token(0, r, t);
 }
 
 /* qkv [num_tokens, (H + 2 Hkv) * D], changed in place; cos, sin [num_tokens, D / 2]; slots [num_tokens], -1 is padding. */
 EXPORT void rotate_and_store(int is_bf16, const Heads *h, void *qkv, const float *cos, const float *sin, void *keys,
                              void *values, const int64_t *slots, int num_tokens) {
-    if (is_bf16)
-        rotate_rows(1, h, qkv, cos, sin, keys, values, slots, num_tokens);
-    else
-        rotate_rows(0, h, qkv, cos, sin, keys, values, slots, num_tokens);
+    Rotation rotation = {is_bf16, h, qkv, cos, sin, keys, values, slots};
+    const long elements = (long)num_tokens * (h->num_heads + 2 * h->num_kv_heads) * h->head_dim;
+    parallel_for(num_tokens, elements > PARALLEL_ELEMENTS, rotate_task, &rotation);
 }

@@ -11,7 +11,6 @@
  *   INT4  [K/8][2][16] words of 8 nibbles  bfloat16     float per group of K, then scaled
  */
 #include "common.h"
-#include <omp.h>
 
 #define COLUMNS 32
 #define NUM_VECTORS (COLUMNS / LANES)
@@ -136,8 +135,6 @@ static TileFunction *const TABLES[4][13] = {
 #endif
 };
 
-EXPORT void set_num_threads(int n) { omp_set_num_threads(n); }
-
 EXPORT int has_quantized(void) {
 #if defined(HAS_QUANTIZED)
     return 1;
@@ -155,63 +152,92 @@ typedef struct {
     const float *bias;          /* [N] or NULL */
 } Weights;
 
-/* x: [M] rows of x_stride bytes. row_scales: INT8, [M]. y: [M, N] of float (F32) or bfloat16 (all others). */
-EXPORT void linear(const Weights *w, const char *x, size_t x_stride, const float *row_scales, void *y, int num_rows) {
-    const int num_panels = (w->num_columns + COLUMNS - 1) / COLUMNS;
+typedef struct {
+    const Weights *w;
+    const char *x;
+    size_t x_stride;
+    const float *row_scales;
+    void *y;
+    int num_rows;
+} Product;
+
+/* A tile's sums to values of y, [rows, width]. */
+INLINE void finish_tile(const Product *product, float *out, int start, int rows, int first, int width) {
+    const Weights *w = product->w;
+    for (int r = 0; r < rows; r++) {
+        float *row = out + r * COLUMNS;
+        if (w->kind == INT8) {
+            int32_t sums[COLUMNS];
+            memcpy(sums, row, sizeof sums);
+            for (int c = 0; c < width; c++)
+                row[c] = (float)(sums[c] - w->offsets[first + c]) * (w->scales[first + c] * product->row_scales[start + r]);
+        }
+        if (w->bias)
+            for (int c = 0; c < width; c++) row[c] += w->bias[first + c];
+        const size_t at = (size_t)(start + r) * w->num_columns + first;
+        if (w->kind == F32)
+            memcpy((float *)product->y + at, row, 4 * (size_t)width);
+        else if (width == COLUMNS)
+            for (int v = 0; v < NUM_VECTORS; v++)
+                store_bf16((bf16 *)product->y + at + LANES * v, load_f32(row + LANES * v));
+        else
+            for (int c = 0; c < width; c++) ((bf16 *)product->y)[at + c] = narrow(row[c]);
+    }
+}
+
+static void multiply_panel(void *context, int p) {
+    const Product *product = context;
+    const Weights *w = product->w;
     const int max_rows = w->kind == INT4 ? MAX_ROWS / 2 : MAX_ROWS;
     const int num_groups = w->kind == INT4 ? w->num_steps / w->group_steps : 0;
-    const int num_tiles = (num_rows + max_rows - 1) / max_rows;
-    const int is_large = (size_t)w->panel_bytes * num_panels > PARALLEL_ELEMENTS;
-#pragma omp parallel for schedule(static) if (is_large)
-    for (int p = 0; p < num_panels; p++) {
-        float out[MAX_ROWS * COLUMNS] __attribute__((aligned(64)));
-        const int first = p * COLUMNS;
-        const int width = w->num_columns - first < COLUMNS ? w->num_columns - first : COLUMNS;
-        for (int tile = 0; tile < num_tiles; tile++) {
-            /* Tiles of nearly equal height: 13 rows are 7 and 6, not 12 and 1. */
-            const int start = (int)((long)num_rows * tile / num_tiles);
-            const int rows = (int)((long)num_rows * (tile + 1) / num_tiles) - start;
-            Tile t = {x + start * x_stride, x_stride, w->panels + p * w->panel_bytes,
-                      w->scales + (size_t)p * num_groups * COLUMNS, w->num_steps, w->group_steps};
-            TABLES[w->kind][rows](&t, out);
-            for (int r = 0; r < rows; r++) {
-                float *row = out + r * COLUMNS;
-                if (w->kind == INT8) {
-                    int32_t sums[COLUMNS];
-                    memcpy(sums, row, sizeof sums);
-                    for (int c = 0; c < width; c++)
-                        row[c] = (float)(sums[c] - w->offsets[first + c]) * (w->scales[first + c] * row_scales[start + r]);
-                }
-                if (w->bias)
-                    for (int c = 0; c < width; c++) row[c] += w->bias[first + c];
-                const size_t at = (size_t)(start + r) * w->num_columns + first;
-                if (w->kind == F32)
-                    memcpy((float *)y + at, row, 4 * (size_t)width);
-                else if (width == COLUMNS)
-                    for (int v = 0; v < NUM_VECTORS; v++) store_bf16((bf16 *)y + at + LANES * v, load_f32(row + LANES * v));
-                else
-                    for (int c = 0; c < width; c++) ((bf16 *)y)[at + c] = narrow(row[c]);
-            }
-        }
+    const int num_tiles = (product->num_rows + max_rows - 1) / max_rows;
+    const int first = p * COLUMNS;
+    const int width = w->num_columns - first < COLUMNS ? w->num_columns - first : COLUMNS;
+    float out[MAX_ROWS * COLUMNS] __attribute__((aligned(64)));
+    for (int tile = 0; tile < num_tiles; tile++) {
+        /* Tiles of nearly equal height: 13 rows are 7 and 6, not 12 and 1. */
+        const int start = (int)((long)product->num_rows * tile / num_tiles);
+        const int rows = (int)((long)product->num_rows * (tile + 1) / num_tiles) - start;
+        const Tile t = {product->x + start * product->x_stride, product->x_stride, w->panels + p * w->panel_bytes,
+                        w->scales + (size_t)p * num_groups * COLUMNS, w->num_steps, w->group_steps};
+        TABLES[w->kind][rows](&t, out);
+        finish_tile(product, out, start, rows, first, width);
+    }
+}
+
+/* x: [M] rows of x_stride bytes. row_scales: INT8, [M]. y: [M, N] of float (F32) or bfloat16 (all others). */
+EXPORT void linear(const Weights *w, const char *x, size_t x_stride, const float *row_scales, void *y, int num_rows) {
+    Product product = {w, x, x_stride, row_scales, y, num_rows};
+    const int num_panels = (w->num_columns + COLUMNS - 1) / COLUMNS;
+    parallel_for(num_panels, w->panel_bytes * num_panels > PARALLEL_ELEMENTS, multiply_panel, &product);
+}
+
+typedef struct {
+    const bf16 *x;
+    uint8_t *q;
+    float *scales;
+    int width;
+} Quantization;
+
+static void quantize_row(void *context, int r) {
+    typedef uint8_t vb __attribute__((vector_size(LANES)));
+    const Quantization *z = context;
+    const bf16 *row = z->x + (size_t)r * z->width;
+    vf most = (vf){0};
+    for (int i = 0; i < z->width; i += LANES) most = vmax(most, (vf)((vi)load_bf16(row + i) & 0x7FFFFFFF));
+    const float amax = lanes_max(most);
+    const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+    z->scales[r] = amax / 127.0f;
+    for (int i = 0; i < z->width; i += LANES) {
+        /* 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits. */
+        vi rounded = (vi)(load_bf16(row + i) * splat(inverse) + splat(12582912.0f)) - (vi)splat(12582912.0f);
+        vb bytes = __builtin_convertvector((vu)(rounded + 128), vb);
+        memcpy(z->q + (size_t)r * z->width + i, &bytes, sizeof bytes);
     }
 }
 
 /* Per row: scale = max |x| / 127 and uint8 of round(x / scale) + 128. x [M, K] bfloat16, q [M, K], scales [M]. */
 EXPORT void quantize_rows(const bf16 *x, uint8_t *q, float *scales, int num_rows, int width) {
-#pragma omp parallel for schedule(static) if ((long)num_rows * width > PARALLEL_ELEMENTS)
-    for (int r = 0; r < num_rows; r++) {
-        const bf16 *row = x + (size_t)r * width;
-        vf most = (vf){0};
-        for (int i = 0; i < width; i += LANES) most = vmax(most, (vf)((vi)load_bf16(row + i) & 0x7FFFFFFF));
-        const float amax = lanes_max(most);
-        const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
-        scales[r] = amax / 127.0f;
-        for (int i = 0; i < width; i += LANES) {
-            /* 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits. */
-            vi rounded = (vi)(load_bf16(row + i) * splat(inverse) + splat(12582912.0f)) - (vi)splat(12582912.0f);
-            typedef uint8_t vb __attribute__((vector_size(LANES)));
-            vb bytes = __builtin_convertvector((vu)(rounded + 128), vb);
-            memcpy(q + (size_t)r * width + i, &bytes, sizeof bytes);
-        }
-    }
+    Quantization quantization = {x, q, scales, width};
+    parallel_for(num_rows, (long)num_rows * width > PARALLEL_ELEMENTS, quantize_row, &quantization);
 }

@@ -1,5 +1,6 @@
 """A scheduler small enough to be seen through, to drive a runner: whole or chunked prompts, scrambled blocks."""
 
+import itertools
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,8 +79,8 @@ class PromptLogits:
         self._model = load_model(directory, self._config, dtype, self._kernels)
 
     @torch.inference_mode()
-    def __call__(self, prompt: list[int], block_size: int = 16) -> torch.Tensor:
-        """[len(prompt), vocab_size]."""
+    def __call__(self, prompt: list[int], block_size: int = 16, cuts: tuple[int, ...] = ()) -> torch.Tensor:
+        """[len(prompt), vocab_size], computed at once, or chunk by chunk between the `cuts`."""
         config, num_tokens = self._config, len(prompt)
         num_blocks = -(-num_tokens // block_size)
         shapes = self._kernels.kv_cache_shapes(num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
@@ -87,13 +88,17 @@ class PromptLogits:
             (torch.zeros(shapes[0], dtype=self._dtype), torch.zeros(shapes[1], dtype=self._dtype))
             for _ in range(config.num_layers)
         ]
-        metadata = AttentionMetadata(
-            slot_mapping=torch.arange(block_size, block_size + num_tokens),
-            query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32),
-            seq_lens=torch.tensor([num_tokens], dtype=torch.int32),
-            block_table=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
-            max_query_len=num_tokens,
-            max_seq_len=num_tokens,
-        )
-        hidden = self._model.forward(torch.tensor(prompt), torch.arange(num_tokens), cache, metadata)
-        return self._model.compute_logits(hidden)
+        logits = []
+        for start, end in itertools.pairwise(cuts or (0, num_tokens)):
+            metadata = AttentionMetadata(
+                slot_mapping=torch.arange(block_size + start, block_size + end),
+                query_start_loc=torch.tensor([0, end - start], dtype=torch.int32),
+                seq_lens=torch.tensor([end], dtype=torch.int32),
+                block_table=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
+                max_query_len=end - start,
+                max_seq_len=end,
+            )
+            ids = torch.tensor(prompt[start:end])
+            hidden = self._model.forward(ids, torch.arange(start, end), cache, metadata)
+            logits.append(self._model.compute_logits(hidden))
+        return torch.cat(logits)

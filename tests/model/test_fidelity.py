@@ -1,0 +1,93 @@
+"""A request's tokens depend on the request alone: not on its batch, the chunks of its prompt, preemption or order."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import LLM, SamplingParams
+from engine.llm import TokensPrompt
+from engine.loading import read_model_config
+from kernels import KernelOptions, for_device
+from tests.model.driver import PromptLogits
+from tests.model.tiny_models import make_llama, make_qwen3
+
+SHIPPED = Path(__file__).parents[2] / "models/galley-tiny"
+NUM_REQUESTS = 14
+native_quantization = pytest.mark.skipif(
+    not for_device(torch.device("cpu"))._native.has_quantized,  # type: ignore[attr-defined]
+    reason="this CPU has no AVX512-VNNI",
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    made = {}
+    for name, make in (("llama", make_llama), ("qwen3", make_qwen3)):
+        made[name] = tmp_path_factory.mktemp(name)
+        make(made[name])
+    return {"shipped": SHIPPED, **made}
+
+
+def workload(vocab_size: int, max_len: int, seed: int) -> list[tuple[TokensPrompt, SamplingParams]]:
+    """Prompts that begin alike and prompts that do not; greedy, seeded, filtered, several samples."""
+    draw = random.Random(seed)
+    prefix = [draw.randrange(vocab_size) for _ in range(max_len // 4)]
+    requests = []
+    for i in range(NUM_REQUESTS):
+        own = [draw.randrange(vocab_size) for _ in range(draw.randrange(1, max_len // 3))]
+        prompt = prefix[: draw.randrange(len(prefix))] + own if i % 2 else own
+        params = SamplingParams(
+            temperature=draw.choice([0.0, 0.7, 1.3]),
+            top_k=draw.choice([0, 0, 20]),
+            top_p=draw.choice([1.0, 0.9]),
+            seed=draw.randrange(2**40),
+            n=draw.choice([1, 1, 3]),
+            max_tokens=draw.randrange(1, max_len // 4),
+            ignore_eos=True,
+        )
+        requests.append(({"prompt_token_ids": prompt}, params))
+    return requests
+
+
+def run(llm: LLM, requests: list[tuple[TokensPrompt, SamplingParams]]) -> list[list[list[int]]]:
+    results = llm.generate([prompt for prompt, _ in requests], [params for _, params in requests], use_tqdm=False)
+    return [[output.token_ids for output in result.outputs] for result in results]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["shipped", "llama", "qwen3"])
+def test_outputs_equal_solo_runs(models, name, dtype):
+    path = str(models[name])
+    solo = LLM(path, dtype=dtype, max_num_seqs=1, enable_prefix_caching=False)
+    max_len = min(300, read_model_config(models[name]).max_position_embeddings)
+    requests = workload(solo.vocab_size, max_len, seed=3)
+    expected = [run(solo, [request])[0] for request in requests]
+    for settings in (
+        {"max_num_seqs": 64},
+        {"max_num_seqs": 64, "max_num_batched_tokens": 17},
+        {"max_num_seqs": 5, "max_num_batched_tokens": 100},
+    ):
+        assert run(LLM(path, dtype=dtype, **settings), requests) == expected, settings
+    order = list(range(len(requests)))
+    random.Random(1).shuffle(order)
+    shuffled = run(LLM(path, dtype=dtype), [requests[i] for i in order])
+    assert [shuffled[order.index(i)] for i in range(len(order))] == expected, "order of arrival"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [
+        (torch.float32, "none"),
+        (torch.bfloat16, "none"),
+        pytest.param(torch.bfloat16, "int8", marks=native_quantization),
+        pytest.param(torch.bfloat16, "int4", marks=native_quantization),
+    ],
+)
+def test_logits_are_bitwise_the_same_in_any_chunks(dtype, quantization):
+    logits = PromptLogits(SHIPPED, dtype, KernelOptions(quantization))
+    prompt = [random.Random(0).randrange(1000) for _ in range(700)]
+    whole = logits(prompt)
+    for cuts in ((0, 1, 2, 40, 700), (0, 512, 699, 700), tuple(range(0, 701, 100))):
+        assert torch.equal(logits(prompt, cuts=cuts), whole)

@@ -3,7 +3,26 @@
 Knows tensors only. Must not know sequences, requests or the engine.
 """
 
-from kernels.interface import AttentionMetadata, Kernels, PackedLinear, SamplingTensors
+from kernels.interface import (
+    AllowedTokens,
+    AttentionMetadata,
+    Kernels,
+    Logprobs,
+    PackedLinear,
+    Penalties,
+    SamplingTensors,
+    TokenBias,
+)
 from kernels.select import for_device
 
-__all__ = ["AttentionMetadata", "Kernels", "PackedLinear", "SamplingTensors", "for_device"]
+__all__ = [
+    "AllowedTokens",
+    "AttentionMetadata",
+    "Kernels",
+    "Logprobs",
+    "PackedLinear",
+    "Penalties",
+    "SamplingTensors",
+    "TokenBias",
+    "for_device",
+]

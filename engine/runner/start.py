@@ -41,6 +41,7 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
     kernels = for_device(torch.device("cpu"))
     dtype = choose_dtype(config, model_config, kernels)
     limits = choose_limits(config, model_config, dtype)
+    limits = dataclasses.replace(limits, eos_token_ids=generation.eos_token_ids)
     on_stage("loading weights")
     model = load_model(directory, model_config, dtype, kernels)
     on_stage("allocating the KV cache")

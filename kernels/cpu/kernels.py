@@ -17,6 +17,7 @@ class CpuKernels:
     silu_and_mul = staticmethod(elementwise.silu_and_mul)
     store_kv = staticmethod(elementwise.store_kv)
     sample = staticmethod(sampling.sample)
+    logprobs = staticmethod(sampling.logprobs)
 
     def __init__(self) -> None:
         self._attention = attention.PagedAttention()

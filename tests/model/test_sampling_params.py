@@ -243,3 +243,19 @@ def test_preemption_and_company_change_nothing(loaded: Loaded, monkeypatch: pyte
             assert [e.logprob for e in one.logprobs] == pytest.approx([e.logprob for e in other.logprobs], abs=1e-3)
             [entries], [others] = one.prompt_logprobs, other.prompt_logprobs
             assert [e.logprob for e in entries] == pytest.approx([e.logprob for e in others], abs=1e-3)
+
+
+def test_a_device_check_between_steps_changes_nothing(loaded: Loaded) -> None:
+    runner, info = loaded
+    items = [request(i, PROMPTS[1], ((70,),), temperature=0.8, **PENALTIES[i]) for i in range(2)]
+    expected = [result.token_ids for result in serve(loaded, items)]
+    core = EngineCore(config(), info, runner)
+    for item in items:
+        core.add_request(0, item)
+    found: list[list[int]] = [[], []]
+    while core.has_work():
+        for message in (item.message for item in core.step()):
+            assert isinstance(message, RequestOutput)
+            found[message.request_id] += message.new_token_ids
+        runner.warm_up()
+    assert found == expected

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.api import GenerateRequest, SamplingParams
@@ -111,7 +111,7 @@ def test_logprobs_are_wanted_by_row() -> None:
     assert state.batch(np.array([2, 1, 0]), np.array([1, 1, 1]), (0, 1, 2)).logprobs == ((0, 0), (2, 5))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_counts_are_right_whatever_happens_to_rows(data: st.DataObject) -> None:
     """Sequences grow, leave their rows, come back to the same or others, end and are replaced; some are sampled."""

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.cpu import CpuKernels
@@ -138,7 +138,7 @@ def random_rows(draw: st.DrawFn) -> tuple[int, list[Row]]:
 
 
 @given(random_rows(), st.integers(0, 1000), st.sampled_from([torch.float32, torch.bfloat16]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_company_changes_nothing(drawn: tuple[int, list[Row]], seed: int, dtype: torch.dtype) -> None:
     vocab_size, rows = drawn
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ process and the `LLM` class drive it alike, from one thread.
 import dataclasses
 import secrets
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceABC
 from typing import Any, Protocol
 
 from engine.api import (
@@ -17,6 +18,7 @@ from engine.api import (
     RequestFailed,
     RequestOutput,
     ServingError,
+    TokenLogprobs,
     Usage,
     check_request,
 )
@@ -137,30 +139,35 @@ class EngineCore:
 
     def _update(self, output: SchedulerOutput, sampled: SampledTokens) -> list[ClientMessage]:
         messages: list[ClientMessage] = []
-        for (sequence, num_tokens), token_ids in zip(output.scheduled, sampled.token_ids, strict=True):
+        for i, (sequence, num_tokens) in enumerate(output.scheduled):
             if sequence.finish_reason is not None:  # aborted while the step ran
                 continue
+            if sampled.prompt_logprobs:
+                _gather_prompt_logprobs(sequence, sampled.prompt_logprobs[i])
             sequence.num_computed_tokens += num_tokens
             new_token_ids: list[int] = []
             reason: FinishReason | None = None
-            for token_id in token_ids:
+            for token_id in sampled.token_ids[i]:
                 sequence.token_ids.append(token_id)
                 new_token_ids.append(token_id)
                 reason = self._finish_reason(sequence, token_id)
                 if reason is not None:
                     break
             if new_token_ids:
-                messages.append(ClientMessage(sequence.client_id, _output(sequence, new_token_ids, reason)))
+                logprobs = sampled.logprobs[i][: len(new_token_ids)] if sampled.logprobs else ()
+                messages.append(ClientMessage(sequence.client_id, _output(sequence, new_token_ids, logprobs, reason)))
             if reason is not None:
                 self._finish(sequence, reason)
         return messages
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         params = sequence.request.params
-        if token_id in params.stop_token_ids:
-            return "stop"
-        if token_id in self.model.eos_token_ids and not params.ignore_eos:
-            return "stop"
+        # The runner bans these tokens that long, unless the request leaves it no other.
+        if sequence.num_output_tokens > params.min_tokens:
+            if token_id in params.stop_token_ids:
+                return "stop"
+            if token_id in self.model.eos_token_ids and not params.ignore_eos:
+                return "stop"
         if sequence.num_output_tokens == params.max_tokens or sequence.num_tokens >= self.model.max_model_len:
             return "length"
         return None
@@ -178,15 +185,34 @@ def failure(request_id: int, error: ServingError) -> RequestFailed:
     return RequestFailed(request_id=request_id, code=error.code, message=error.message, param=error.param)
 
 
-def _output(sequence: Sequence, new_token_ids: list[int], reason: FinishReason | None) -> RequestOutput:
-    usage = None
+def _gather_prompt_logprobs(sequence: Sequence, entries: SequenceABC[TokenLogprobs]) -> None:
+    """Keep the entries that the step's tokens gave, of those the ones that are new.
+
+    A sequence preempted inside its prompt computes it again; what was gathered first stays.
+    """
+    num_known = len(sequence.prompt_logprobs) - sequence.num_computed_tokens
+    sequence.prompt_logprobs.extend(entries[max(0, num_known) :])
+
+
+def _output(
+    sequence: Sequence,
+    new_token_ids: list[int],
+    logprobs: SequenceABC[TokenLogprobs],
+    reason: FinishReason | None,
+) -> RequestOutput:
+    params = sequence.request.params
+    usage = prompt_logprobs = None
     if reason is not None:
         usage = Usage(num_prompt_tokens=sequence.num_prompt_tokens, num_output_tokens=sequence.num_output_tokens)
+    if params.prompt_logprobs is not None and sequence.num_output_tokens == len(new_token_ids):
+        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, []
     return RequestOutput(
         request_id=sequence.request.request_id,
         index=sequence.index,
         new_token_ids=new_token_ids,
         finish_reason=reason,
         stop_token_id=new_token_ids[-1] if reason == "stop" else None,
+        logprobs=None if params.logprobs is None else list(logprobs),
+        prompt_logprobs=prompt_logprobs,
         usage=usage,
     )

@@ -23,6 +23,7 @@ class Sequence:
     block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size).
     num_cached_tokens: how many prompt tokens it found in the prefix cache when it was first admitted.
     row: its fixed row in the runner's per-sequence state while it is running, else NO_ROW.
+    prompt_logprobs: those of prompt tokens 1, 2, ... so far, until its first output takes them along.
     """
 
     request: GenerateRequest
@@ -36,6 +37,7 @@ class Sequence:
     num_cached_tokens: int = 0
     row: int = NO_ROW
     finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_request(cls, request: GenerateRequest, client_id: int, index: int, base_seed: int) -> "Sequence":
@@ -92,7 +94,8 @@ class SampledTokens:
     A sequence whose scheduled tokens reach its last token has one new token; one still inside its prompt has none.
     logprobs: per pair one entry for each of its new tokens; empty where its request asks for none.
     prompt_logprobs: per pair the entries of the prompt tokens that this step's tokens predict (all its scheduled tokens
-        but those at or after the prompt's last one); empty where its request asks for none.
+        but those at or after the prompt's last one); empty where its request asks for none, or where the sequence has
+        output and therefore had them.
     Both are empty as a whole when nobody in the step asks.
     """
 

@@ -3,17 +3,32 @@
 Knows tensors only. Must not know sequences, requests or the engine.
 """
 
-from kernels.interface import AttentionHeads, AttentionMetadata, Kernels, PackedLinear, RotateAndStore, SamplingTensors
+from kernels.interface import (
+    AllowedTokens,
+    AttentionHeads,
+    AttentionMetadata,
+    Kernels,
+    Logprobs,
+    PackedLinear,
+    Penalties,
+    RotateAndStore,
+    SamplingTensors,
+    TokenBias,
+)
 from kernels.select import KernelOptions, for_device, preferred_dtype
 
 __all__ = [
+    "AllowedTokens",
     "AttentionHeads",
     "AttentionMetadata",
     "KernelOptions",
     "Kernels",
+    "Logprobs",
     "PackedLinear",
+    "Penalties",
     "RotateAndStore",
     "SamplingTensors",
+    "TokenBias",
     "for_device",
     "preferred_dtype",
 ]

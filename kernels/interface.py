@@ -32,21 +32,78 @@ class AttentionMetadata:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AllowedTokens:
+    """Rows that may choose among some tokens only. rows: int64 [A], ascending; mask: bool [A, vocab]."""
+
+    rows: Tensor
+    mask: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenBias:
+    """What is added to single logits: rows int64 [B], ascending; token_ids int64 [B]; values float32 [B], -inf bans.
+
+    No (row, token) occurs twice, so that the entries may be applied in any order and all at once.
+    """
+
+    rows: Tensor
+    token_ids: Tensor
+    values: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Penalties:
+    """The tokens that sequences hold already, each (row, token) once, and what that costs them.
+
+    rows: int64 [E], ascending; token_ids: int64 [E]; counts: int32 [E], how often the output holds the token: 0 where
+    only the prompt does.
+    repetition, frequency, presence: float32 [rows of logits]; 1, 0 and 0 are none.
+    """
+
+    rows: Tensor
+    token_ids: Tensor
+    counts: Tensor
+    repetition: Tensor
+    frequency: Tensor
+    presence: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SamplingTensors:
     """How each row of logits is sampled; every tensor is [rows].
 
-    temperature: float32; 0 is greedy, and then the other fields of the row mean nothing.
+    temperature: float32; 0 is greedy, and then the next five fields of the row mean nothing.
     top_k: int32; 0 keeps all tokens. top_p: float32 in (0, 1]; 1 keeps all tokens.
+    min_p: float32 in [0, 1]; 0 keeps all tokens.
     seeds: int64, the 64 bits of the row's key. positions: int64, index of the new token in its sequence.
     all_greedy: every temperature is 0, known on the host.
+    allowed, bias, penalties: what changes the logits of some rows first, greedy ones too; None where no row asks.
     """
 
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
     seeds: Tensor
     positions: Tensor
     all_greedy: bool
+    allowed: AllowedTokens | None = None
+    bias: TokenBias | None = None
+    penalties: Penalties | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of rows of logits.
+
+    chosen: float32 [rows], of the row's own token. ranks: int64 [rows], 1 + how many tokens are more likely than it.
+    top_ids: int64, top: float32, both [rows, k]: the k most likely tokens, best first, ties by the lower id.
+    """
+
+    chosen: Tensor
+    ranks: Tensor
+    top_ids: Tensor
+    top: Tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,5 +189,9 @@ class Kernels(Protocol):
         ...
 
     def sample(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
-        """One token id per row of logits [rows, vocab]; int64 [rows]."""
+        """One token id per row of logits [rows, vocab]; int64 [rows]. Leaves `logits` as they are."""
+        ...
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
+        """Log-probabilities of token_ids int64 [rows] and of the `num_top` most likely tokens of each row."""
         ...

@@ -6,11 +6,19 @@ complete `Kernels`, slow but right on any device. Must not know sequences, reque
 
 import dataclasses
 import functools
+import math
 
 import torch
 from torch import Tensor
 
-from kernels.interface import AttentionHeads, AttentionMetadata, PackedLinear, RotateAndStore, SamplingTensors
+from kernels.interface import (
+    AttentionHeads,
+    AttentionMetadata,
+    Logprobs,
+    PackedLinear,
+    RotateAndStore,
+    SamplingTensors,
+)
 
 _MASK_32 = 0xFFFFFFFF
 
@@ -156,14 +164,42 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     return -torch.log(-torch.log1p(-v))
 
 
-def truncation_threshold(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The least value of `scaled` (one row of (logits - max) / T, float32) that top_k and then top_p keep.
+def edit_logits(logits: Tensor, sampling: SamplingTensors) -> Tensor:
+    """A float32 copy of logits [rows, vocab] after everything that also changes a greedy choice, in vLLM's order.
 
-    top_k keeps the k largest. top_p then keeps the smallest prefix, in descending order, of the softmax over what
-    top_k kept whose mass reaches top_p, and at least one token. Tokens that tie with the last kept one stay too, so
+    Tokens that are not allowed become -inf; biases are added, a ban being a bias of -inf; then each token x that the
+    sequence holds already pays: x / repetition where x > 0, else x * repetition (Keskar et al. 2019), less frequency
+    times its count in the output, less presence if that count is not 0. The caller leaves every row a token above -inf.
+    """
+    wide = logits.to(torch.float32, copy=True)
+    if sampling.allowed is not None:
+        allowed = sampling.allowed
+        wide[allowed.rows] = wide[allowed.rows].masked_fill(~allowed.mask, float("-inf"))
+    if sampling.bias is not None:
+        bias = sampling.bias
+        wide[bias.rows, bias.token_ids] += bias.values
+    if sampling.penalties is not None:
+        held = sampling.penalties
+        x = wide[held.rows, held.token_ids]
+        repetition = held.repetition[held.rows]
+        x = torch.where(x > 0, x / repetition, x * repetition)
+        x = x - held.counts * held.frequency[held.rows]
+        x = x - (held.counts > 0) * held.presence[held.rows]
+        wide[held.rows, held.token_ids] = x
+    return wide
+
+
+def truncation_threshold(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """The least value of `scaled` (one row of (logits - max) / T, float32) that min_p, top_k and then top_p keep.
+
+    min_p keeps the tokens whose probability is at least min_p times the largest, so whose scaled value is at least
+    log(min_p); top_k the k largest. top_p then keeps the smallest prefix, in descending order, of the softmax over what
+    those kept whose mass reaches top_p, and at least one token. Tokens that tie with the last kept one stay too, so
     that the answer does not depend on how a sort orders equals.
     """
     ordered = scaled.sort(descending=True).values
+    if min_p > 0.0:
+        ordered = ordered[ordered >= math.log(min_p)]
     if 0 < top_k < len(ordered):
         ordered = ordered[ordered >= ordered[top_k - 1]]
     if top_p >= 1.0:
@@ -176,12 +212,13 @@ def truncation_threshold(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
 def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     """One token id per row of logits [rows, vocab]; int64 [rows]. Ties go to the lowest id.
 
-    A row of temperature 0 takes its argmax. Any other row takes the argmax of (logits - max) / T + Gumbel noise over
-    the tokens that top_k and top_p keep, which draws from their softmax (Gumbel 1954; "Gumbel-max trick"). Subtracting
-    the row's maximum changes no probability and keeps the quotient finite at the least temperatures. The noise is keyed
-    by (seed, position, token id): a row's token depends on nothing else in the batch.
+    The logits are first changed by `edit_logits`. A row of temperature 0 takes its argmax. Any other row takes the
+    argmax of (logits - max) / T + Gumbel noise over the tokens that min_p, top_k and top_p keep, which draws from their
+    softmax (Gumbel 1954; "Gumbel-max trick"). Subtracting the row's maximum changes no probability and keeps the
+    quotient finite at the least temperatures. The noise is keyed by (seed, position, token id): a row's token depends
+    on nothing else in the batch.
     """
-    wide = logits.float()
+    wide = edit_logits(logits, sampling)
     tokens = wide.argmax(-1)
     if sampling.all_greedy:
         return tokens
@@ -189,10 +226,30 @@ def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
         if temperature == 0.0:
             continue
         scaled = (wide[row] - wide[row].max()) / temperature
-        threshold = truncation_threshold(scaled, int(sampling.top_k[row]), float(sampling.top_p[row]))
+        threshold = truncation_threshold(
+            scaled, int(sampling.top_k[row]), float(sampling.top_p[row]), float(sampling.min_p[row])
+        )
         noise = gumbel_noise(sampling.seeds[row : row + 1], sampling.positions[row : row + 1], wide.shape[1])[0]
         tokens[row] = (scaled + noise).masked_fill(scaled < threshold, float("-inf")).argmax()
     return tokens
+
+
+def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
+    """log_softmax in float32 of the logits as the model gave them: of each row's own token, and of its best ones.
+
+    token_ids: int64 [rows]. The rank of a token is 1 + the number of tokens with a greater logit. A vocabulary of fewer
+    than `num_top` tokens gives them all.
+    """
+    wide = logits.float()
+    logs = wide.log_softmax(-1)
+    own = token_ids[:, None]
+    top_ids = wide.sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
+    return Logprobs(
+        chosen=logs.gather(1, own)[:, 0],
+        ranks=(wide > wide.gather(1, own)).sum(-1) + 1,
+        top_ids=top_ids,
+        top=logs.gather(1, top_ids),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -212,6 +269,7 @@ class ReferenceKernels:
     rope_tables = staticmethod(rope_tables)
     silu_and_mul = staticmethod(silu_and_mul)
     sample = staticmethod(sample)
+    logprobs = staticmethod(logprobs)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """The weights as they are."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.runner.logprobs import LogprobRows, prompt_rows
 from engine.sampling import SamplingBatch, SamplingState
 from engine.sequence import SchedulerOutput, Sequence
 from kernels import AttentionMetadata
@@ -22,6 +23,7 @@ class InputBatch:
     """One step as tensors. T tokens of S scheduled sequences, in the schedule's order.
 
     input_ids, positions: int64 [T]. logits_indices: int64, the token whose logits each sampled row needs.
+    prompt_logprobs: the tokens whose logits predict prompt tokens that somebody asks about, if anybody does.
     """
 
     input_ids: Tensor
@@ -29,6 +31,7 @@ class InputBatch:
     attention: AttentionMetadata
     logits_indices: Tensor
     sampling: SamplingBatch
+    prompt_logprobs: LogprobRows | None
 
 
 class BlockTables:
@@ -64,10 +67,10 @@ class BlockTables:
 class BatchBuilder:
     """Builds each step's `InputBatch` from state that it keeps per row."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(self, tables: BlockTables, sampling: SamplingState, block_size: int) -> None:
         self._block_size = block_size
-        self._tables = BlockTables(max_num_seqs, -(-max_model_len // block_size))
-        self._sampling = SamplingState(max_num_seqs)
+        self._tables = tables
+        self._sampling = sampling
 
     def build(self, output: SchedulerOutput) -> InputBatch:
         """The batch of a schedule with at least one pair."""
@@ -108,4 +111,5 @@ class BatchBuilder:
             ),
             logits_indices=torch.from_numpy(ends[sampled] - 1),
             sampling=self._sampling.batch(rows[sampled], num_known[sampled], tuple(sampled.tolist())),
+            prompt_logprobs=prompt_rows(output.scheduled),
         )

@@ -13,7 +13,10 @@ from torch import Tensor
 from engine.api import GenerateRequest, SamplingParams
 from engine.layers import KVCache, ModelConfig
 from engine.models import Model
-from engine.runner.batch import BatchBuilder
+from engine.runner import logprobs
+from engine.runner.batch import BatchBuilder, BlockTables
+from engine.runner.logprobs import LogprobRows, PendingLogprobs
+from engine.sampling import SamplingBatch, SamplingState
 from engine.sequence import SampledTokens, SchedulerOutput, Sequence
 from kernels import Kernels
 
@@ -28,16 +31,22 @@ class PendingStep:
     num_scheduled: int
     indices: tuple[int, ...]
     tokens: Tensor
+    logprobs: PendingLogprobs | None = None
+    prompt_logprobs: PendingLogprobs | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerLimits:
-    """Sizes that are fixed at start. num_blocks counts block 0, the null block, which no sequence ever owns."""
+    """What is fixed at start. num_blocks counts block 0, the null block, which no sequence ever owns.
+
+    eos_token_ids: what min_tokens bans, besides a request's own stop ids.
+    """
 
     num_blocks: int
     block_size: int
     max_num_seqs: int
     max_model_len: int
+    eos_token_ids: tuple[int, ...] = ()
 
 
 def bytes_per_block(kernels: Kernels, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -70,7 +79,11 @@ class ModelRunner:
         self.max_model_len = limits.max_model_len
         self._model = model
         self._kernels = kernels
-        self._builder = BatchBuilder(limits.max_num_seqs, limits.max_model_len, limits.block_size)
+        self._builder = BatchBuilder(
+            BlockTables(limits.max_num_seqs, -(-limits.max_model_len // limits.block_size)),
+            SamplingState(limits.max_num_seqs, config.vocab_size, limits.eos_token_ids),
+            limits.block_size,
+        )
         self._block_size = limits.block_size
         shapes = kernels.kv_cache_shapes(limits.num_blocks, limits.block_size, config.num_kv_heads, config.head_dim)
         self._kv_cache: KVCache = [
@@ -85,19 +98,42 @@ class ModelRunner:
         batch = self._builder.build(output)
         hidden = self._model.forward(batch.input_ids, batch.positions, self._kv_cache, batch.attention)
         num_scheduled, indices = len(output.scheduled), batch.sampling.indices
+        prompt = None
+        if batch.prompt_logprobs is not None:
+            prompt = self._prompt_logprobs(hidden, batch.prompt_logprobs)
         if not indices:
-            return PendingStep(num_scheduled, (), torch.empty(0, dtype=torch.int64))
+            return PendingStep(num_scheduled, (), torch.empty(0, dtype=torch.int64), prompt_logprobs=prompt)
         if len(indices) < hidden.shape[0]:
             hidden = hidden.index_select(0, batch.logits_indices)
-        tokens = self._kernels.sample(self._model.compute_logits(hidden), batch.sampling.tensors)
-        return PendingStep(num_scheduled, indices, tokens)
+        logits = self._model.compute_logits(hidden)
+        tokens = self._kernels.sample(logits, batch.sampling.tensors)
+        return PendingStep(num_scheduled, indices, tokens, self._logprobs(logits, tokens, batch.sampling), prompt)
+
+    def _prompt_logprobs(self, hidden: Tensor, rows: LogprobRows) -> PendingLogprobs:
+        """Of prompt tokens, from the step's hidden states; their logits are never there all at once."""
+        return logprobs.compute(
+            rows, lambda indices: self._model.compute_logits(hidden.index_select(0, indices)), self._kernels
+        )
+
+    def _logprobs(self, logits: Tensor, tokens: Tensor, sampling: SamplingBatch) -> PendingLogprobs | None:
+        """Of the new tokens, where asked for."""
+        if not sampling.logprobs:
+            return None
+        indices = torch.tensor([row for row, _ in sampling.logprobs])
+        pairs = tuple((sampling.indices[row], 1, num_top) for row, num_top in sampling.logprobs)
+        rows = LogprobRows(indices, tokens.index_select(0, indices), pairs)
+        return logprobs.compute(rows, lambda part: logits.index_select(0, part), self._kernels)
 
     def collect(self, pending: PendingStep) -> SampledTokens:
-        """Wait for a step and return its tokens, in the order of the schedule."""
+        """Wait for a step and return what it sampled, in the order of the schedule."""
         token_ids: list[list[int]] = [[] for _ in range(pending.num_scheduled)]
         for index, token in zip(pending.indices, pending.tokens.tolist(), strict=True):
             token_ids[index].append(token)
-        return SampledTokens(token_ids)
+        new, prompt = (
+            () if part is None else part.collect(pending.num_scheduled)
+            for part in (pending.logprobs, pending.prompt_logprobs)
+        )
+        return SampledTokens(token_ids, new, prompt)
 
     def warm_up(self) -> None:
         """Run a small prefill and a sampled decode by the ordinary path, so that the first request finds all set up.

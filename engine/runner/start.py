@@ -42,6 +42,7 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
     dtype = choose_dtype(config, model_config, device)
     kernels = for_device(device, dtype, KernelOptions(config.quantization, config.deterministic))
     limits = choose_limits(config, model_config, bytes_per_block(kernels, model_config, config.block_size, dtype))
+    limits = dataclasses.replace(limits, eos_token_ids=generation.eos_token_ids)
     on_stage("loading weights")
     model = load_model(directory, model_config, dtype, kernels)
     on_stage("allocating the KV cache")

@@ -16,6 +16,7 @@ class CpuKernels:
     """
 
     sample = staticmethod(sampling.sample)
+    logprobs = staticmethod(sampling.logprobs)
     rope_tables = staticmethod(reference.rope_tables)
 
     def __init__(self, native: Native, *, quantization: str = "none", use_onednn: bool = False) -> None:
@@ -69,6 +70,7 @@ class EagerCpuKernels(reference.ReferenceKernels):
     """What serves, slowly, where nothing can be compiled, and in float16: the definitions, with oneDNN's products."""
 
     sample = staticmethod(sampling.sample)
+    logprobs = staticmethod(sampling.logprobs)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """See `linear.pack_onednn`."""

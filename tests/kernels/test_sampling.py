@@ -17,7 +17,7 @@ CPU_KERNELS = for_device(torch.device("cpu"))
 both = pytest.mark.parametrize("kernels", [CPU_KERNELS, ReferenceKernels()], ids=["cpu", "reference"])
 
 
-def tensors(rows, *, temperature=1.0, top_k=0, top_p=1.0, seed=None, position=5):
+def tensors(rows, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, position=5):
     """Scalars stand for all rows; without a seed row r has seed r."""
 
     def column(value, dtype):
@@ -28,6 +28,7 @@ def tensors(rows, *, temperature=1.0, top_k=0, top_p=1.0, seed=None, position=5)
         temperature=column(temperature, torch.float32),
         top_k=column(top_k, torch.int32),
         top_p=column(top_p, torch.float32),
+        min_p=column(min_p, torch.float32),
         seeds=column(list(range(rows)) if seed is None else seed, torch.int64),
         positions=column(position, torch.int64),
         all_greedy=False,
@@ -155,7 +156,7 @@ def test_mixed_rows_equal_the_reference_and_each_row_alone():
     kernels = CPU_KERNELS
     together = kernels.sample(logits, sampling)
     assert torch.equal(together, ReferenceKernels().sample(logits, sampling))
-    fields = ("temperature", "top_k", "top_p", "seeds", "positions")
+    fields = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
     order = torch.randperm(rows, generator=generator)
     shuffled = dataclasses.replace(sampling, **{name: getattr(sampling, name)[order] for name in fields})
     assert torch.equal(kernels.sample(logits[order], shuffled), together[order])

@@ -1,0 +1,112 @@
+"""The core with a scripted runner: log-probabilities reach the request once each, and min_tokens holds."""
+
+from collections.abc import Sequence as SequenceABC
+
+import pytest
+
+from engine.api import EngineConfig, RequestOutput, TokenLogprobs
+from engine.core import EngineCore
+from engine.sequence import SampledTokens, SchedulerOutput, Sequence
+from tests.engine.scripted import EOS, ScriptedRunner, expected_tokens, model_info, request, scripted_token
+
+
+def entry(token_id: int, step: int) -> TokenLogprobs:
+    return TokenLogprobs(-float(token_id), step, [], [])
+
+
+class LogprobRunner(ScriptedRunner):
+    """Entries say the token and the step that they come from. `script` replaces the tokens of a step."""
+
+    script: SequenceABC[int] = ()
+
+    def collect(self, pending: SchedulerOutput) -> SampledTokens:
+        tokens, new, prompt = [], [], []
+        for sequence, num_tokens in pending.scheduled:
+            ends = num_tokens == sequence.num_uncomputed_tokens
+            tokens.append(list(self.script or [scripted_token(sequence)]) if ends else [])
+            new.append([entry(token, self.num_steps) for token in tokens[-1]])
+            first = sequence.num_computed_tokens
+            last = min(first + num_tokens, sequence.num_prompt_tokens - 1)
+            predicted = sequence.token_ids[first + 1 : last + 1] if sequence.num_output_tokens == 0 else []
+            prompt.append([entry(token, self.num_steps) for token in predicted])
+        return SampledTokens(tokens, new, prompt)
+
+
+def core(num_blocks: int = 100, **settings: int) -> EngineCore:
+    config = EngineConfig(block_size=16, **settings)  # type: ignore[arg-type]
+    runner = LogprobRunner(
+        num_blocks, 16, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
+    )
+    return EngineCore(config, model_info(), runner)
+
+
+def run(tested: EngineCore) -> list[RequestOutput]:
+    outputs = []
+    while tested.has_work():
+        outputs += [item.message for item in tested.step() if isinstance(item.message, RequestOutput)]
+    return outputs
+
+
+def test_prompt_entries_come_once_with_the_first_output_though_the_prompt_is_cut() -> None:
+    tested, prompt = core(max_num_batched_tokens=7), list(range(10, 60))
+    tested.add_request(1, request(1, prompt, max_tokens=3, prompt_logprobs=0, logprobs=0, ignore_eos=True, n=2))
+    outputs = run(tested)
+    for index in range(2):
+        mine = [output for output in outputs if output.index == index]
+        assert [output.prompt_logprobs is None for output in mine] == [False, True, True]
+        assert [-e.logprob for e in mine[0].prompt_logprobs or []] == prompt[1:]
+        assert [-e.logprob for output in mine for e in output.logprobs or []] == expected_tokens(prompt, 3)
+
+
+def test_a_prompt_of_one_token_has_none_and_says_so() -> None:
+    tested = core()
+    tested.add_request(1, request(1, [10], max_tokens=1, prompt_logprobs=3))
+    tested.add_request(1, request(2, [10], max_tokens=1))
+    first, second = run(tested)
+    assert (first.prompt_logprobs, first.logprobs) == ([], None)
+    assert (second.prompt_logprobs, second.logprobs) == (None, None)
+
+
+def test_what_was_gathered_before_a_preemption_is_kept() -> None:
+    # An older sequence grows through the blocks, so that a younger one loses its own in mid-prompt.
+    tested = core(num_blocks=11, max_num_batched_tokens=3)
+    prompt = list(range(100, 200))
+    tested.add_request(1, request(1, [10] * 20, max_tokens=100, ignore_eos=True))
+    tested.add_request(1, request(2, prompt, max_tokens=5, prompt_logprobs=0, ignore_eos=True))
+    preempted: list[tuple[int, int]] = []
+    release = tested.scheduler.kv_cache.release
+
+    def watched(sequence: Sequence) -> None:
+        if sequence.finish_reason is None:
+            preempted.append((sequence.num_computed_tokens, sequence.num_output_tokens))
+        release(sequence)
+
+    tested.scheduler.kv_cache.release = watched  # type: ignore[method-assign]
+    steps: list[int] = []
+    for output in run(tested):
+        if output.request_id == 2 and output.prompt_logprobs is not None:
+            assert not steps, "sent twice"
+            assert [-e.logprob for e in output.prompt_logprobs] == prompt[1:]
+            steps = [e.rank for e in output.prompt_logprobs]
+    assert steps == sorted(steps)
+    assert any(computed and not num_output for computed, num_output in preempted), "nobody lost its blocks"
+
+
+def test_entries_are_cut_with_the_tokens() -> None:
+    tested = core()
+    tested.runner.script = [20, EOS, 30]  # type: ignore[attr-defined]
+    tested.add_request(1, request(1, [10], max_tokens=9, logprobs=0))
+    [output] = run(tested)
+    assert (output.new_token_ids, output.finish_reason) == ([20, EOS], "stop")
+    assert [-e.logprob for e in output.logprobs or []] == [20, EOS]
+
+
+@pytest.mark.parametrize(("min_tokens", "ends_after"), [(0, 1), (2, 3), (4, 5), (6, 6)])
+@pytest.mark.parametrize("params", [{}, {"stop_token_ids": (EOS,), "ignore_eos": True}])
+def test_nothing_but_the_length_ends_before_min_tokens(min_tokens: int, ends_after: int, params: dict) -> None:
+    tested = core()
+    tested.runner.script = [EOS]  # type: ignore[attr-defined]
+    tested.add_request(1, request(1, [10], max_tokens=6, min_tokens=min_tokens, **params))
+    outputs = run(tested)
+    assert len(outputs) == ends_after
+    assert outputs[-1].finish_reason == ("length" if min_tokens == 6 else "stop")

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from openai import OpenAI
 
 from tests.http.conftest import REPLY
-from tests.http.scripted_engine import ScriptedEngine, wait_until
+from tests.http.scripted_engine import ScriptedEngine, scripted_logprob, wait_until
 from tests.http.web_process import running_web
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -57,6 +57,9 @@ def test_tgi_stream(http: FlaskClient, engine: ScriptedEngine) -> None:
     assert "".join(event["token"]["text"] for event in events) == REPLY
     assert events[-1]["token"]["special"]
     assert [event["generated_text"] for event in events if event["generated_text"]] == [REPLY]
+    assert [event["token"]["logprob"] for event in events] == [scripted_logprob(0, i) for i in range(len(events))]
+    assert engine.generated[-1].params.logprobs == 0
+    assert all(set(event) == {"index", "token", "generated_text", "details"} for event in events)
     assert set(events[0]["token"]) == {"id", "text", "logprob", "special"}
 
 
@@ -65,7 +68,12 @@ def test_many_prompts_keep_their_order(http: FlaskClient, engine: ScriptedEngine
     assert [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]] == [
         (i, "Hello", "length") for i in range(4)
     ]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
+    assert body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 20,
+        "total_tokens": 23,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 @pytest.mark.parametrize(

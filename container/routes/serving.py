@@ -108,11 +108,6 @@ def collect(run: TextRun) -> list[Choice]:
             choices[index].add(delta)
     finally:
         run.close()
-    n = run.job.params.n
-    for i, choice in enumerate(choices):
-        # They are the prompt's: any of its samples may have brought them.
-        brought = (other.prompt_logprobs for other in choices[i - i % n : i - i % n + n])
-        choice.prompt_logprobs = next((entries for entries in brought if entries is not None), None)
     return choices
 
 

@@ -12,9 +12,9 @@ from engine.text.tokenizer import Tokenizer
 def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str], vocab_size: int) -> tuple[tuple[int, ...], ...]:
     """The token ids of each word, at the start of a text and, where tokens hold the space before a word, within one.
 
-    As in vLLM, the form with a space counts only where it is as long as the other and starts with another token: else
-    it is the same word after a token for the space, which the first form catches. Ids from `vocab_size` on cannot be
-    generated; a form with one is left out. Raises InvalidRequest for "bad_words" where a word is not valid Unicode.
+    Both forms of a word count, whether or not it was written with a space. The form with a space is left out where it
+    ends with the other one, which catches it then. Ids from `vocab_size` on cannot be generated; a form with one is
+    left out. Raises InvalidRequest for "bad_words" where a word is not valid Unicode.
     """
     found: dict[tuple[int, ...], None] = {}
     for word in words:
@@ -22,7 +22,7 @@ def bad_words_ids(tokenizer: Tokenizer, words: Iterable[str], vocab_size: int) -
         plain = _encode(tokenizer, bare)
         spaced = _encode(tokenizer, " " + bare)
         forms = [plain]
-        if len(spaced) == len(plain) and spaced[:1] != plain[:1]:
+        if spaced[len(spaced) - len(plain) :] != plain:
             forms.append(spaced)
         for form in forms:
             if form and max(form) < vocab_size:

@@ -8,11 +8,16 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from container.disconnect import DisconnectWatch
 from container.engine_client import Engine, RequestOptions
 from container.served_model import ServedModel
-from engine.api import GenerationFailed, SamplingParams, check_request
+from engine.api import GenerationFailed, InvalidRequest, SamplingParams, check_request
 from engine.text import TextDelta, TextStream
+
+# Of one request's prompts, over all texts: a hundred megabytes of answer at the most.
+_MAX_PROMPT_LOGPROBS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +34,7 @@ class TextRun:
 
     def __init__(self, engine: Engine, model: ServedModel, job: Job) -> None:
         """Checks the prompts. Raises ContextLengthExceeded or InvalidRequest."""
-        for token_ids in job.prompts:
-            check_request(token_ids, job.params, model.info)
+        _check(job, model)
         self.job = job
         self._engine = engine
         self._streams = [TextStream(model.tokenizer, job.params) for _ in range(len(job.prompts) * job.params.n)]
@@ -81,3 +85,17 @@ class TextRun:
         """Stop watching and generating, whatever has been reached. May be called twice."""
         self._watch.stop()
         self._generation.close()
+
+
+def _check(job: Job, model: ServedModel) -> None:
+    # The parameters' own ids, of which there may be a hundred thousand, need to be looked at once.
+    rest = msgspec.structs.replace(job.params, allowed_token_ids=None, logit_bias={}, stop_token_ids=())
+    for i, token_ids in enumerate(job.prompts):
+        check_request(token_ids, rest if i else job.params, model.info)
+    num_top = job.params.prompt_logprobs
+    if num_top is not None and sum(map(len, job.prompts)) * job.params.n * (1 + num_top) > _MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"'prompt_logprobs' asks for over {_MAX_PROMPT_LOGPROBS} log-probabilities: ask for fewer per token, or "
+            "send fewer and shorter prompts at once.",
+            "prompt_logprobs",
+        )

@@ -38,7 +38,7 @@ def answer(serving: Serving, raw: RawBody) -> Response:
     if chat.stream:
         return stream(run, lambda run: _events(run, model, chat))
     choices = collect(run)
-    return written(lambda: json_response(_completion(run, model, chat, choices)), run)
+    return written(run, lambda: json_response(_completion(run, model, chat, choices)))
 
 
 def _prepare(model: ServedModel, raw: RawBody) -> tuple[ChatRequest, Job]:

@@ -24,7 +24,7 @@ from container.routes.serving import (
     written,
 )
 from container.schema.completions import CompletionRequest, read_completion
-from container.schema.fields import RawBody
+from container.schema.fields import RawBody, named
 from container.schema.sampling import check_model_name
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
@@ -36,7 +36,8 @@ def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a completion request. Raises a ServingError."""
     model = serving.engine.model()
     completion, job, texts = prepare(raw, _prepare, model, raw)
-    run = serving.start(model, job)
+    with named(completion.names()):
+        run = serving.start(model, job)
 
     def writers() -> list[_Writer]:
         n = completion.n
@@ -44,10 +45,11 @@ def answer(serving: Serving, raw: RawBody) -> Response:
 
     if completion.stream:
         return stream(run, lambda run: _events(run, model, completion, writers()))
-    choices = best(collect(run), job.params.n, completion.n)
-    return written(
-        lambda: json_response(_completion(run, model, completion, zip(writers(), choices, strict=True))), run
-    )
+    choices = collect(run)
+    if job.params.n > completion.n:
+        choices = best(choices, job.params.n, completion.n)
+    with_writers = zip(writers(), choices, strict=True)
+    return written(run, lambda: json_response(_completion(run, model, completion, with_writers)))
 
 
 def _prepare(model: ServedModel, raw: RawBody) -> tuple[CompletionRequest, Job, list[str]]:

@@ -30,7 +30,7 @@ def answer(serving: Serving, raw: RawBody) -> Response:
         return stream(run, lambda run: _events(run, writer))
     # With details the other ones are shown too.
     choices = best(collect(run), parameters.best_of, parameters.best_of if parameters.details else 1)
-    return written(lambda: json_response([writer.write(choices)]), run)
+    return written(run, lambda: json_response([writer.write(choices)]))
 
 
 def _prepare(model: ServedModel, raw: RawBody) -> tuple[GenerateBody, GenerateParameters, Job]:

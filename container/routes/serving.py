@@ -37,7 +37,7 @@ _MAX_INLINE_LOGPROBS = 5_000
 class Choice:
     """One text with its tokens: a finished one, or what a client has not been sent yet."""
 
-    text: str = ""
+    pieces: list[str] = dataclasses.field(default_factory=list)
     token_ids: list[int] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -46,18 +46,26 @@ class Choice:
 
     def add(self, delta: TextDelta) -> None:
         """Take what comes next."""
-        self.text += delta.text
+        if delta.text:
+            self.pieces.append(delta.text)
         self.token_ids += delta.token_ids
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + delta.logprobs
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs += delta.logprobs
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
 
     @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(self.pieces)
+
+    @property
     def is_due(self) -> bool:
         """Whether a client should see it now: what has no text yet waits for the text that it belongs to."""
-        return bool(self.text) or self.finish_reason is not None
+        return bool(self.pieces) or self.finish_reason is not None
 
     @property
     def mean_logprob(self) -> float:
@@ -121,16 +129,15 @@ def best(choices: list[Choice], num_generated: int, num_wanted: int) -> list[Cho
     ]
 
 
-def written(function: Callable[P, PreparedT], run: TextRun, *args: P.args, **kwargs: P.kwargs) -> PreparedT:
-    """The function's result: an answer's body, beside the worker's other requests if writing it may take long."""
+def written(run: TextRun, function: Callable[[], Response]) -> Response:
+    """The function's result: the run's answer, beside the worker's other requests if writing it may take long."""
     params = run.job.params
     num_entries = 0
     if params.logprobs is not None:
         num_entries += run.num_output_tokens * (1 + params.logprobs)
     if params.prompt_logprobs is not None:
         num_entries += run.num_prompt_tokens * params.n * (1 + params.prompt_logprobs)
-    is_large = num_entries > _MAX_INLINE_LOGPROBS
-    return in_thread(function, *args, **kwargs) if is_large else function(*args, **kwargs)
+    return in_thread(function) if num_entries > _MAX_INLINE_LOGPROBS else function()
 
 
 def stream(run: TextRun, events: Callable[[TextRun], Iterator[bytes]]) -> Response:

@@ -52,6 +52,10 @@ class CompletionRequest(SamplingFields, kw_only=True):
             params = msgspec.structs.replace(params, prompt_logprobs=max(logprobs, self.prompt_logprobs or 0))
         return params
 
+    def names(self) -> dict[str, str]:
+        """The engine's names for what this request calls otherwise."""
+        return {"prompt_logprobs": "logprobs"} if self.prompt_logprobs is None else {}
+
 
 def read_completion(raw: RawBody, limits: PromptLimits) -> tuple[CompletionRequest, list[Prompt]]:
     """The request of a body, and its prompts. Raises InvalidRequest or ContextLengthExceeded, naming the field."""

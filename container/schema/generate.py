@@ -16,6 +16,7 @@ NAMES = {
     "max_tokens": "parameters.max_new_tokens",
     "logprobs": "parameters.top_n_tokens",
     "n": "parameters.best_of",
+    "prompt_logprobs": "parameters.decoder_input_details",
     **{
         name: f"parameters.{name}"
         for name in ("temperature", "top_k", "top_p", "seed", "stop", "repetition_penalty", "frequency_penalty")

@@ -101,6 +101,9 @@ def test_best_of_gives_the_likeliest_first_and_charges_for_all(http: FlaskClient
     body = http.post(COMPLETIONS, json={"prompt": "a", "best_of": 2, "max_tokens": 3}).get_json()
     assert [choice["logprobs"] for choice in body["choices"]] == [None]
     assert engine.generated[-1].params.logprobs == 0
+    # As many as are generated stay in their order.
+    body = http.post(COMPLETIONS, json={"prompt": "a", "n": 3, "best_of": 3, "max_tokens": 1, "logprobs": 0}).get_json()
+    assert [choice["logprobs"]["token_logprobs"] for choice in body["choices"]] == [[-2.0], [-9999.0], [-0.5]]
     # As many as are generated: nothing to choose, nothing to weigh; so it can be streamed.
     streamed = http.post(COMPLETIONS, json={"prompt": "a", "n": 2, "best_of": 2, "stream": True, "max_tokens": 3})
     assert sorted({e["choices"][0]["index"] for e in events(streamed.data)[:-1]}) == [0, 1]

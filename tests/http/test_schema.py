@@ -204,6 +204,10 @@ COMPLETION_BODIES: list[tuple[dict[str, Any], int, str | None]] = [
     ({"prompt": "a", "max_tokens": -1, "echo": True}, 400, "max_tokens"),
     ({"prompt": "a", "max_tokens": 0, "echo": True, "min_tokens": 1}, 400, "min_tokens"),
     ({"prompt": "a", "cache_salt": "\ud800"}, 400, None),
+    ({"prompt": ["a" * 400] * 1000, "prompt_logprobs": 2}, 400, "prompt_logprobs"),
+    ({"prompt": ["a" * 400] * 10, "n": 100, "logprobs": 2, "echo": True}, 400, "logprobs"),
+    ({"prompt": ["a"] * 2, "allowed_token_ids": [1], "logit_bias": {"257": 1}}, 400, "logit_bias"),
+    ({"prompt": ["a", [257]], "allowed_token_ids": [1]}, 400, "prompt"),
     ({"prompt": "a", "logit_bias": None, "bad_words": None, "allowed_token_ids": None, "min_tokens": None}, 200, None),
     ({"prompt": "a", "priority": None, "cache_salt": None, "echo": None, "logprobs": None}, 200, None),
 ]

@@ -47,7 +47,6 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.special_tokens = special_tokens
         added = tokenizer.get_added_tokens_decoder()
-        self._added_ids = frozenset(added)
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         decoders = [decoder["type"] for decoder in _components(tokenizer.decoder, "decoders")]
@@ -109,8 +108,6 @@ class Tokenizer:
         token = self.token_string(token_id)
         if token is None:
             return b""
-        if token_id in self._added_ids:
-            return token.encode()
         if self.is_byte_level:
             return token_bytes(token)
         if self.has_byte_fallback and is_byte_token(token):

@@ -148,6 +148,14 @@ def test_an_echoed_prompts_special_tokens(http: FlaskClient, engine: ScriptedEng
         assert (choice["text"], choice["logprobs"]["text_offset"]) == (text, offsets)
 
 
+def test_an_echoed_prompt_that_ends_within_a_character(
+    http: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+) -> None:
+    sent = {"prompt": tokenizer.encode("é")[:1], "echo": True, "logprobs": 0, "max_tokens": 2}
+    [choice] = http.post(COMPLETIONS, json=sent).get_json()["choices"]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == ("\ufffdHe", [0, 1, 2])
+
+
 def test_prompt_logprobs_stand_where_vllm_has_them(http: FlaskClient, engine: ScriptedEngine) -> None:
     sent = {"prompt": ["Hé", "a"], "max_tokens": 1, "prompt_logprobs": 1, "n": 2}
     body = http.post(COMPLETIONS, json=sent).get_json()

@@ -63,6 +63,18 @@ class Health:
     stage: str
 
 
+@dataclasses.dataclass(frozen=True)
+class RequestOptions:
+    """What the engine is told of a request besides prompts and parameters: see GenerateRequest."""
+
+    priority: int = 0
+    cache_salt: str = ""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+
+
+_NO_OPTIONS = RequestOptions()
+
+
 class Generation(Protocol):
     """The running sequences of one HTTP request: iterate for their outputs."""
 
@@ -88,7 +100,13 @@ class Engine(Protocol):
     def model(self) -> ServedModel:
         """The served model. Raises EngineNotReady while there is none."""
 
-    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, deadline: float) -> Generation:
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        deadline: float,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> Generation:
         """Start params.n sequences for each prompt. Raises EngineNotReady or Overloaded."""
 
 
@@ -143,14 +161,26 @@ class EngineClient:
             raise EngineNotReady(f"The model is not ready to serve requests: {health.stage}.")
         return self._model
 
-    def generate(self, prompts: Sequence[list[int]], params: SamplingParams, deadline: float) -> "EngineGeneration":
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        deadline: float,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> "EngineGeneration":
         """See Engine."""
         connection = self._connection
         if connection is None or not self.health().is_ready:
             raise EngineNotReady(f"The model is not ready to serve requests: {self.health().stage}.")
         requests = [
             GenerateRequest(
-                request_id=next(self._request_ids), prompt_token_ids=token_ids, params=params, deadline=deadline
+                request_id=next(self._request_ids),
+                prompt_token_ids=token_ids,
+                params=params,
+                deadline=deadline,
+                bad_words_ids=options.bad_words_ids,
+                priority=options.priority,
+                cache_salt=options.cache_salt,
             )
             for token_ids in prompts
         ]

@@ -6,7 +6,7 @@ error travels the same way, and is final. Knows RequestOutput; must not know soc
 
 from gevent.event import Event
 
-from engine.api import RequestOutput, ServingError
+from engine.api import RequestOutput, ServingError, TokenLogprobs
 
 
 class Mailbox:
@@ -56,5 +56,11 @@ def merge(earlier: RequestOutput, later: RequestOutput) -> RequestOutput:
         new_token_ids=earlier.new_token_ids + later.new_token_ids,
         finish_reason=later.finish_reason,
         stop_token_id=later.stop_token_id,
-        usage=later.usage,
+        logprobs=_joined(earlier.logprobs, later.logprobs),
+        prompt_logprobs=_joined(earlier.prompt_logprobs, later.prompt_logprobs),
+        usage=later.usage or earlier.usage,
     )
+
+
+def _joined(earlier: list[TokenLogprobs] | None, later: list[TokenLogprobs] | None) -> list[TokenLogprobs] | None:
+    return later if earlier is None else earlier + (later or [])

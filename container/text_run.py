@@ -4,35 +4,60 @@ Joins the engine's outputs with a TextStream per choice, and stops in the engine
 Knows Engine, TextStream and token counts. Must not know any response format.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from container.disconnect import DisconnectWatch
-from container.engine_client import Engine
+from container.engine_client import Engine, RequestOptions
 from container.served_model import ServedModel
-from engine.api import GenerationFailed, SamplingParams, check_request
+from engine.api import GenerationFailed, InvalidRequest, SamplingParams, check_request
 from engine.text import TextDelta, TextStream
+
+# Of one request's prompts, over all texts: a hundred megabytes of answer at the most.
+_MAX_PROMPT_LOGPROBS = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a request asks for, in the engine's terms: `params.n` continuations of each prompt."""
+
+    prompts: Sequence[list[int]]
+    params: SamplingParams
+    options: RequestOptions = dataclasses.field(default_factory=RequestOptions)
 
 
 class TextRun:
     """The running choices of one request: choice = prompt index * n + sample index, as OpenAI counts."""
 
-    def __init__(
-        self, engine: Engine, model: ServedModel, prompts: Sequence[list[int]], params: SamplingParams
-    ) -> None:
+    def __init__(self, engine: Engine, model: ServedModel, job: Job) -> None:
         """Checks the prompts. Raises ContextLengthExceeded or InvalidRequest."""
-        for token_ids in prompts:
-            check_request(token_ids, params, model.info)
-        self.num_prompt_tokens = sum(map(len, prompts))
+        _check(job, model)
+        self.job = job
         self._engine = engine
-        self._prompts = prompts
-        self._params = params
-        self._streams = [TextStream(model.tokenizer, params) for _ in range(len(prompts) * params.n)]
+        self._streams = [TextStream(model.tokenizer, job.params) for _ in range(len(job.prompts) * job.params.n)]
 
     @property
     def num_choices(self) -> int:
         """How many texts are generated."""
         return len(self._streams)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once whatever `n` is."""
+        return sum(map(len, self.job.prompts))
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompts that the prefix cache had, as far as the engine has said.
+
+        A prompt counts once, as its first sample that told: the samples after it find what that one has computed.
+        """
+        n = self.job.params.n
+        told = ([s.num_cached_tokens for s in self._streams[i : i + n]] for i in range(0, len(self._streams), n))
+        return sum(next((count for count in counts if count is not None), 0) for counts in told)
 
     @property
     def num_output_tokens(self) -> int:
@@ -41,13 +66,13 @@ class TextRun:
 
     def start(self, deadline: float, sock: Any | None) -> None:
         """Hand the prompts to the engine, and watch the client's socket. Raises EngineNotReady or Overloaded."""
-        self._generation = self._engine.generate(self._prompts, self._params, deadline)
+        self._generation = self._engine.generate(self.job.prompts, self.job.params, deadline, self.job.options)
         self._watch = DisconnectWatch(sock, self._generation.cancel)
 
     def __iter__(self) -> Iterator[tuple[int, TextDelta]]:
-        """Deltas as they come, until every choice has finished; empty ones are left out. Raises a ServingError."""
+        """Deltas as they come, until every choice has finished. Raises a ServingError."""
         for prompt_index, output in self._generation:
-            choice = prompt_index * self._params.n + output.index
+            choice = prompt_index * self.job.params.n + output.index
             stream = self._streams[choice]
             delta = stream.push(output)
             if stream.stopped_early:
@@ -60,3 +85,17 @@ class TextRun:
         """Stop watching and generating, whatever has been reached. May be called twice."""
         self._watch.stop()
         self._generation.close()
+
+
+def _check(job: Job, model: ServedModel) -> None:
+    # The parameters' own ids, of which there may be a hundred thousand, need to be looked at once.
+    rest = msgspec.structs.replace(job.params, allowed_token_ids=None, logit_bias={}, stop_token_ids=())
+    for i, token_ids in enumerate(job.prompts):
+        check_request(token_ids, rest if i else job.params, model.info)
+    num_top = job.params.prompt_logprobs
+    if num_top is not None and sum(map(len, job.prompts)) * job.params.n * (1 + num_top) > _MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"'prompt_logprobs' asks for over {_MAX_PROMPT_LOGPROBS} log-probabilities: ask for fewer per token, or "
+            "send fewer and shorter prompts at once.",
+            "prompt_logprobs",
+        )

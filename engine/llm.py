@@ -8,16 +8,16 @@ the other.
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from tqdm import tqdm
 
 from engine.api import (
     EngineConfig,
-    FinishReason,
     GenerateRequest,
     InvalidRequest,
     RequestFailed,
@@ -26,12 +26,19 @@ from engine.api import (
     check_request,
 )
 from engine.core import EngineCore
+from engine.interrupts import interrupt_at_end
+from engine.outputs import CompletionOutput, GenerationOutput
 from engine.runner import load_runner
-from engine.text import TextStream, Tokenizer
+from engine.text import ChatTemplate, TextStream, Tokenizer, bad_words_ids
 
 log = logging.getLogger(__name__)
 
 _CLIENT = 0
+_MAX_INT31 = 2**31
+
+ItemT = TypeVar("ItemT")
+Message = dict[str, Any]
+Params = SamplingParams | SequenceABC[SamplingParams] | None
 
 
 class TokensPrompt(TypedDict):
@@ -44,23 +51,11 @@ Prompt = str | TokensPrompt
 
 
 @dataclasses.dataclass(slots=True)
-class CompletionOutput:
-    """One of the n samples of a prompt. `stop_reason` is the stop string or the token id that ended it, if one did."""
+class _Task:
+    """One prompt on its way: the result so far, and a text stream per sample."""
 
-    index: int
-    text: str = ""
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class GenerationOutput:
-    """What became of one prompt. `prompt` is None where token ids were given."""
-
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
+    result: GenerationOutput
+    streams: list[TextStream]
 
 
 class LLM:
@@ -77,76 +72,148 @@ class LLM:
         config = dataclasses.replace(config, max_num_waiting=2**31)
         self._core = EngineCore(config, self._model, runner)
         self._tokenizer = Tokenizer.from_dir(self._model.model_dir)
+        self._chat_template = ChatTemplate.from_dir(self._model.model_dir, self._tokenizer)
+        self._request_ids = itertools.count()
 
     @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
         return self._model.vocab_size
 
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer: `encode`, `decode`, and what its special tokens are."""
+        return self._tokenizer
+
     def generate(
         self,
         prompts: Prompt | SequenceABC[Prompt],
-        sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
+        sampling_params: Params = None,
         use_tqdm: bool = True,
+        *,
+        priority: SequenceABC[int] | None = None,
     ) -> list[GenerationOutput]:
         """Continue every prompt; the results are in the order of the prompts.
 
         prompts: a str, `{"prompt_token_ids": [...]}`, or a list of either.
         sampling_params: one for all, or one per prompt; the model's own defaults, with 16 tokens, if not given.
+        priority: one per prompt; lower is computed earlier.
         Raises InvalidRequest or ContextLengthExceeded, before anything is generated, if one cannot be served.
         """
         prompt_list: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else _as_list(prompts, "prompts")
-        params_list = self._params_for(prompt_list, sampling_params)
-        results = [self._result_for(prompt) for prompt in prompt_list]
-        for result, params in zip(results, params_list, strict=True):
-            check_request(result.prompt_token_ids, params, self._model)
-        streams: dict[tuple[int, int], TextStream] = {}
+        tokenized = [self._tokenize(prompt) for prompt in prompt_list]
+        return self._generate(tokenized, sampling_params, use_tqdm, priority)
+
+    def chat(  # noqa: PLR0913 - vLLM's
+        self,
+        messages: list[Message] | SequenceABC[list[Message]],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[GenerationOutput]:
+        """Answer every conversation; the results are in their order, and their `prompt` is the rendered text.
+
+        messages: one conversation as a list of OpenAI's messages (text only), or a list of such lists.
+        chat_template: a Jinja template to use in place of the model's.
+        tools, chat_template_kwargs: what the template may show of tools, and its further variables.
+        Raises InvalidRequest where the template refuses one, and whatever `generate` does.
+        """
+        listed = _as_list(messages, "messages")
+        conversations = [listed] if listed and all(isinstance(message, Mapping) for message in listed) else listed
+        template = self._chat_template
+        if chat_template is not None:
+            try:
+                template = ChatTemplate({"default": chat_template}, self._tokenizer.special_tokens)
+            except ValueError as error:
+                raise InvalidRequest(str(error), "chat_template") from error
+        tokenized: list[tuple[str | None, list[int]]] = []
+        for conversation in conversations:
+            text = template.render(
+                _as_list(conversation, "messages"),
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                kwargs=chat_template_kwargs,
+            )
+            tokenized.append((text, self._tokenizer.encode(text, add_special_tokens=False)))
+        return self._generate(tokenized, sampling_params, use_tqdm, None)
+
+    def _generate(
+        self,
+        prompts: list[tuple[str | None, list[int]]],
+        sampling_params: Params,
+        use_tqdm: bool,
+        priority: SequenceABC[int] | None,
+    ) -> list[GenerationOutput]:
+        params_list = self._params_for(len(prompts), sampling_params)
+        priorities = _one_each([0] * len(prompts) if priority is None else priority, len(prompts), "priority", int)
+        if any(isinstance(one, bool) or not -_MAX_INT31 <= one < _MAX_INT31 for one in priorities):
+            raise InvalidRequest("'priority' must hold signed 32-bit integers.", "priority")
+        requests: list[GenerateRequest] = []
+        tasks: dict[int, _Task] = {}
+        for (text, token_ids), params, rank in zip(prompts, params_list, priorities, strict=True):
+            check_request(token_ids, params, self._model)
+            request_id = next(self._request_ids)
+            streams = [TextStream(self._tokenizer, params) for _ in range(params.n)]
+            outputs = [CompletionOutput(index) for index in range(params.n)]
+            tasks[request_id] = _Task(GenerationOutput(str(request_id), text, token_ids, outputs), streams)
+            requests.append(self._request(request_id, token_ids, params, rank))
         try:
-            for request_id, (result, params) in enumerate(zip(results, params_list, strict=True)):
-                self._core.add_request(_CLIENT, _request(request_id, result, params))
-                for index in range(params.n):
-                    result.outputs.append(CompletionOutput(index))
-                    streams[request_id, index] = TextStream(self._tokenizer, params)
-            self._run(results, streams, use_tqdm)
+            with interrupt_at_end():
+                for request in requests:
+                    self._core.add_request(_CLIENT, request)
+            self._run(tasks, use_tqdm)
         finally:
             # After Ctrl-C or an error nothing of this call may stay behind.
-            self._core.abort_client(_CLIENT)
-        return results
+            with interrupt_at_end():
+                self._core.abort_client(_CLIENT)
+        return [task.result for task in tasks.values()]
 
-    def _run(self, results: list[GenerationOutput], streams: dict[tuple[int, int], TextStream], use_tqdm: bool) -> None:
-        num_tokens = 0
-        with tqdm(total=len(streams), desc="Generating", unit="seq", disable=not use_tqdm) as bar:
+    def _request(self, request_id: int, token_ids: list[int], params: SamplingParams, priority: int) -> GenerateRequest:
+        return GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            deadline=float("inf"),
+            bad_words_ids=bad_words_ids(self._tokenizer, params.bad_words, self._model.vocab_size),
+            priority=priority,
+        )
+
+    def _run(self, tasks: dict[int, _Task], use_tqdm: bool) -> None:
+        num_input_tokens = num_output_tokens = 0
+        num_sequences = sum(len(task.streams) for task in tasks.values())
+        with tqdm(total=num_sequences, desc="Generating", unit="seq", disable=not use_tqdm) as bar:
             while self._core.has_work():
-                for item in self._core.step():
+                with interrupt_at_end():
+                    items = self._core.step()
+                for item in items:
                     if isinstance(item.message, RequestFailed):
                         raise RuntimeError(item.message.message)
-                    num_tokens += len(item.message.new_token_ids)
-                    self._take(results, streams, item.message, bar)
-                rate = num_tokens / max(1e-9, bar.format_dict["elapsed"])
-                bar.set_postfix_str(f"{rate:.1f} tok/s", refresh=False)
+                    task = tasks[item.message.request_id]
+                    if not any(output.token_ids for output in task.result.outputs):
+                        num_input_tokens += len(task.result.prompt_token_ids)
+                    num_output_tokens += len(item.message.new_token_ids)
+                    bar.update(self._take(task, item.message))
+                elapsed_s = max(1e-9, bar.format_dict["elapsed"])
+                rates = (num_input_tokens / elapsed_s, num_output_tokens / elapsed_s)
+                bar.set_postfix_str("input {:.1f} tok/s, output {:.1f} tok/s".format(*rates), refresh=False)
 
-    def _take(
-        self,
-        results: list[GenerationOutput],
-        streams: dict[tuple[int, int], TextStream],
-        output: RequestOutput,
-        bar: "tqdm[Any]",
-    ) -> None:
-        completion = results[output.request_id].outputs[output.index]
-        stream = streams[output.request_id, output.index]
+    def _take(self, task: _Task, output: RequestOutput) -> int:
+        """Take one output; returns how many sequences it ended."""
+        result, stream = task.result, task.streams[output.index]
         delta = stream.push(output)
-        completion.text += delta.text
-        completion.token_ids.extend(delta.token_ids)
-        if delta.finish_reason is None:
-            return
-        completion.finish_reason, completion.stop_reason = delta.finish_reason, delta.stop_reason
-        bar.update()
+        result.outputs[output.index].add(delta, self._tokenizer)
+        if delta.prompt_logprobs is not None and result.prompt_logprobs is None:
+            result.add_prompt_logprobs(delta.prompt_logprobs, self._tokenizer)
+        told = (stream.num_cached_tokens for stream in task.streams)
+        result.num_cached_tokens = next((count for count in told if count is not None), None)
         if stream.stopped_early:
             self._core.abort(_CLIENT, output.request_id, output.index)
+        return int(delta.finish_reason is not None)
 
-    def _params_for(
-        self, prompts: list[Prompt], sampling_params: SamplingParams | SequenceABC[SamplingParams] | None
-    ) -> list[SamplingParams]:
+    def _params_for(self, num_prompts: int, sampling_params: Params) -> list[SamplingParams]:
         if sampling_params is None:
             sampling_params = SamplingParams(
                 temperature=self._model.default_temperature,
@@ -154,22 +221,16 @@ class LLM:
                 top_p=self._model.default_top_p,
             )
         if isinstance(sampling_params, SamplingParams):
-            return [sampling_params] * len(prompts)
-        params_list: list[SamplingParams] = _as_list(sampling_params, "sampling_params")
-        if len(params_list) != len(prompts) or not all(isinstance(params, SamplingParams) for params in params_list):
-            raise InvalidRequest(
-                f"sampling_params must be one SamplingParams, or one for each of the {len(prompts)} prompts",
-                "sampling_params",
-            )
-        return params_list
+            return [sampling_params] * num_prompts
+        return _one_each(sampling_params, num_prompts, "sampling_params", SamplingParams)
 
-    def _result_for(self, prompt: Prompt) -> GenerationOutput:
+    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
-            return GenerationOutput(prompt, self._tokenizer.encode(prompt), [])
+            return prompt, self._tokenizer.encode(prompt)
         token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
         if not isinstance(token_ids, list) or any(type(token_id) is not int for token_id in token_ids):
             raise InvalidRequest("a prompt must be a str or {'prompt_token_ids': [...]} with integers", "prompts")
-        return GenerationOutput(None, list(token_ids), [])
+        return None, list(token_ids)
 
 
 def _as_list(value: Any, param: str) -> list[Any]:
@@ -178,7 +239,8 @@ def _as_list(value: Any, param: str) -> list[Any]:
     return list(value)
 
 
-def _request(request_id: int, result: GenerationOutput, params: SamplingParams) -> GenerateRequest:
-    return GenerateRequest(
-        request_id=request_id, prompt_token_ids=result.prompt_token_ids, params=params, deadline=float("inf")
-    )
+def _one_each(value: Any, num: int, param: str, kind: type[ItemT]) -> list[ItemT]:
+    values: list[ItemT] = _as_list(value, param)
+    if len(values) != num or not all(isinstance(one, kind) for one in values):
+        raise InvalidRequest(f"'{param}' must be a list of {num} {kind.__name__}, one for each prompt", param)
+    return values

@@ -9,32 +9,45 @@ from typing import Any
 from flask import Response
 
 from container.responses import DONE, event, json_response
-from container.routes.serving import Serving, collect, created_s, new_id, prepare, stream, usage
+from container.routes.logprobs import chat_logprobs, prompt_logprobs
+from container.routes.serving import (
+    Choice,
+    Serving,
+    collect,
+    created_s,
+    new_id,
+    prepare,
+    request_options,
+    stream,
+    usage,
+    written,
+)
 from container.schema.chat import ChatRequest, read_chat
 from container.schema.fields import RawBody, named
 from container.schema.sampling import check_model_name
 from container.served_model import ServedModel
-from container.text_run import TextRun
-from engine.api import SamplingParams
+from container.text_run import Job, TextRun
 
 
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a chat request. Raises a ServingError."""
     model = serving.engine.model()
-    chat, params, token_ids = prepare(raw, _prepare, model, raw)
+    chat, job = prepare(raw, _prepare, model, raw)
     with named(chat.names()):
-        run = serving.start(model, [token_ids], params)
+        run = serving.start(model, job)
     if chat.stream:
-        return stream(run, lambda run: _events(run, model.info.served_name, chat.include_usage))
-    return json_response(_completion(run, model.info.served_name))
+        return stream(run, lambda run: _events(run, model, chat))
+    choices = collect(run)
+    return written(run, lambda: json_response(_completion(run, model, chat, choices)))
 
 
-def _prepare(model: ServedModel, raw: RawBody) -> tuple[ChatRequest, SamplingParams, list[int]]:
+def _prepare(model: ServedModel, raw: RawBody) -> tuple[ChatRequest, Job]:
     chat = read_chat(raw, model.limits)
     check_model_name(chat.model, model.info)
     with named(chat.names()):
         params = chat.params(model.info)
-        return chat, params, model.encode(_render(model, chat), "prompt", add_special_tokens=False)
+        token_ids = model.encode(_render(model, chat), "prompt", add_special_tokens=False)
+        return chat, Job([token_ids], params, request_options(model, params, chat))
 
 
 def _render(model: ServedModel, chat: ChatRequest) -> str:
@@ -46,49 +59,62 @@ def _render(model: ServedModel, chat: ChatRequest) -> str:
     )
 
 
-def _completion(run: TextRun, model_name: str) -> dict[str, Any]:
-    choices = [
-        {
-            "index": i,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": choice.finish_reason,
-        }
-        for i, choice in enumerate(collect(run))
-    ]
-    return {
+def _completion(run: TextRun, model: ServedModel, chat: ChatRequest, choices: list[Choice]) -> dict[str, Any]:
+    body = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion",
         "created": created_s(),
-        "model": model_name,
-        "choices": choices,
+        "model": model.info.served_name,
+        "choices": [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": chat_logprobs(model.tokenizer, choice.token_ids, choice.logprobs, chat.top_logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+            for i, choice in enumerate(choices)
+        ],
         "usage": usage(run),
     }
+    if chat.prompt_logprobs is not None:
+        # Where vLLM has it: a chat has one prompt.
+        ids, entries = run.job.prompts[0], choices[0].prompt_logprobs
+        body["prompt_logprobs"] = prompt_logprobs(model.tokenizer, ids, entries, chat.prompt_logprobs)
+    return body
 
 
-def _events(run: TextRun, model_name: str, include_usage: bool) -> Iterator[bytes]:
+def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[bytes]:
     head = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion.chunk",
         "created": created_s(),
-        "model": model_name,
+        "model": model.info.served_name,
     }
     # OpenAI: with include_usage every chunk has the field, null but in the last.
-    tail = {"usage": None} if include_usage else {}
+    tail = {"usage": None} if chat.include_usage else {}
 
-    def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def chunk(index: int, delta: dict[str, Any], part: Choice | None = None, reason: str | None = None) -> bytes:
+        logprobs = part and chat_logprobs(model.tokenizer, part.token_ids, part.logprobs, chat.top_logprobs)
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event({**head, "choices": [choice], **tail})
 
-    has_started = [False] * run.num_choices
+    # What has not been sent yet; None before the first chunk.
+    parts: list[Choice | None] = [None] * run.num_choices
     for index, delta in run:
-        if not has_started[index]:
-            has_started[index] = True
+        part = parts[index]
+        if part is None:
+            part = parts[index] = Choice()
             yield chunk(index, {"role": "assistant", "content": ""})
-        if delta.text:
-            yield chunk(index, {"content": delta.text})
-        if delta.finish_reason is not None:
-            yield chunk(index, {}, delta.finish_reason)
-    if include_usage:
+        part.add(delta)
+        if not part.is_due:
+            continue
+        parts[index] = Choice()
+        if part.text:
+            yield chunk(index, {"content": part.text}, part)
+        if part.finish_reason is not None:
+            # Tokens after the last text, the one that ended it first of all, have no other chunk to go with.
+            rest = part if part.logprobs and not part.text else None
+            yield chunk(index, {}, rest, part.finish_reason)
+    if chat.include_usage:
         yield event({**head, "choices": [], "usage": usage(run)})
     yield DONE

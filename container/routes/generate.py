@@ -3,55 +3,124 @@
 Knows TGI's response format. Must not know sampling or sockets.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from flask import Response
 
 from container.responses import event, json_response
-from container.routes.serving import Serving, collect, prepare, stream
+from container.routes.logprobs import finite, tgi_token, tgi_top_tokens
+from container.routes.serving import Choice, Serving, best, collect, prepare, request_options, stream, written
 from container.schema.fields import RawBody, named
 from container.schema.generate import NAMES, GenerateBody, GenerateParameters, read_generate
 from container.served_model import ServedModel
-from container.text_run import TextRun
-from engine.api import SamplingParams
+from container.text_run import Job, TextRun
+from engine.text import Detokenizer
 
 
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a TGI request. Raises a ServingError."""
     model = serving.engine.model()
-    body, parameters, params, token_ids = prepare(raw, _prepare, model, raw)
+    body, parameters, job = prepare(raw, _prepare, model, raw)
     with named(NAMES):
-        run = serving.start(model, [token_ids], params)
-    prefix = body.inputs if parameters.return_full_text else ""
+        run = serving.start(model, job)
+    writer = _Writer(model, parameters, job.prompts[0], body.inputs if parameters.return_full_text else "")
     if body.stream:
-        return stream(run, lambda run: _events(run, model, prefix))
-    return json_response([{"generated_text": prefix + choice.text} for choice in collect(run)])
+        return stream(run, lambda run: _events(run, writer))
+    # With details the other ones are shown too.
+    choices = best(collect(run), parameters.best_of, parameters.best_of if parameters.details else 1)
+    return written(run, lambda: json_response([writer.write(choices)]))
 
 
-def _prepare(model: ServedModel, raw: RawBody) -> tuple[GenerateBody, GenerateParameters, SamplingParams, list[int]]:
+def _prepare(model: ServedModel, raw: RawBody) -> tuple[GenerateBody, GenerateParameters, Job]:
     body, parameters = read_generate(raw, model.limits)
     with named(NAMES):
-        params = parameters.params()
-        return body, parameters, params, model.encode(body.inputs, "prompt", add_special_tokens=True)
+        params = parameters.params(body.stream)
+        token_ids = model.encode(body.inputs, "prompt", add_special_tokens=True)
+        if parameters.truncate is not None:
+            # As in TGI, the end of the input is what stays.
+            token_ids = token_ids[-parameters.truncate :]
+        return body, parameters, Job([token_ids], params, request_options(model, params))
 
 
-def _events(run: TextRun, model: ServedModel, prefix: str) -> Iterator[bytes]:
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Choices in TGI's form. `prefix`: what every text begins with."""
+
+    model: ServedModel
+    parameters: GenerateParameters
+    prompt: list[int]
+    prefix: str
+
+    def write(self, choices: list[Choice]) -> dict[str, Any]:
+        """The answer: the first choice, and with `details` the other ones beside it."""
+        first, *others = choices
+        body: dict[str, Any] = {"generated_text": self.prefix + first.text}
+        if self.parameters.details:
+            body["details"] = self._details(first)
+            if others:
+                body["details"]["best_of_sequences"] = [
+                    {"generated_text": self.prefix + other.text, **self._details(other)} for other in others
+                ]
+        return body
+
+    def ending(self, finish_reason: str | None, stop_reason: str | int | None, num_tokens: int) -> dict[str, Any]:
+        """How a sequence ended, in TGI's words. The seed is the request's: there is none that would repeat it else."""
+        stop = "eos_token" if stop_reason is None else "stop_sequence"
+        return {
+            "finish_reason": "length" if finish_reason == "length" else stop,
+            "generated_tokens": num_tokens,
+            "seed": self.parameters.seed,
+        }
+
+    def _details(self, choice: Choice) -> dict[str, Any]:
+        tokenizer = self.model.tokenizer
+        entries = choice.logprobs or []
+        token_logprobs: list[float | None] = [*(entry.logprob for entry in entries)] or [None] * len(choice.token_ids)
+        detokenizer = Detokenizer(tokenizer, skip_special_tokens=True)
+        details = self.ending(choice.finish_reason, choice.stop_reason, len(choice.token_ids))
+        details["prefill"] = []
+        if self.parameters.decoder_input_details:
+            logprobs = [None, *(finite(entry.logprob) for entry in choice.prompt_logprobs or [])]
+            details["prefill"] = [
+                {"id": token_id, "text": tokenizer.token_text(token_id), "logprob": logprob}
+                for token_id, logprob in zip(self.prompt, logprobs, strict=False)
+            ]
+        details["tokens"] = [
+            tgi_token(tokenizer, token_id, detokenizer.push([token_id]), logprob)
+            for token_id, logprob in zip(choice.token_ids, token_logprobs, strict=True)
+        ]
+        if self.parameters.top_n_tokens:
+            details["top_tokens"] = [
+                tgi_top_tokens(tokenizer, entry, self.parameters.top_n_tokens) for entry in entries
+            ]
+        return details
+
+
+def _events(run: TextRun, writer: _Writer) -> Iterator[bytes]:
     # One event per token, as TGI sends; text that several tokens made together stands with the last of them.
     pieces: list[str] = []
     index = 0
-    special_ids = model.tokenizer.special_ids
+    tokenizer, num_top = writer.model.tokenizer, writer.parameters.top_n_tokens
     for _, delta in run:
         pieces.append(delta.text)
-        is_last = delta.finish_reason is not None
         for i, token_id in enumerate(delta.token_ids):
             index += 1
             ends_delta = i == len(delta.token_ids) - 1
-            token: dict[str, Any] = {
-                "id": token_id,
-                "text": delta.text if ends_delta else "",
-                "logprob": None,
-                "special": token_id in special_ids,
+            entry = None if delta.logprobs is None else delta.logprobs[i]
+            logprob = None if entry is None else entry.logprob
+            body: dict[str, Any] = {
+                "index": index,
+                "token": tgi_token(tokenizer, token_id, delta.text if ends_delta else "", logprob),
+                "generated_text": None,
+                "details": None,
             }
-            whole = prefix + "".join(pieces) if is_last and ends_delta else None
-            yield event({"index": index, "token": token, "generated_text": whole, "details": None})
+            if entry is not None and num_top:
+                body["top_tokens"] = tgi_top_tokens(tokenizer, entry, num_top)
+            if delta.finish_reason is not None and ends_delta:
+                body["generated_text"] = writer.prefix + "".join(pieces)
+                if writer.parameters.details:
+                    ending = writer.ending(delta.finish_reason, delta.stop_reason, index)
+                    body["details"] = {**ending, "input_length": run.num_prompt_tokens}
+            yield event(body)

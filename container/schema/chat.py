@@ -22,9 +22,8 @@ _RULE = FieldRule(
     neutral={
         **SHARED_NEUTRAL,
         "add_special_tokens": (False,),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "best_of": (1,),
+        "echo": (False,),
         "parallel_tool_calls": (True,),
         "functions": ([],),
         "function_call": ("none", "auto"),
@@ -131,17 +130,18 @@ class ChatRequest(SamplingFields, kw_only=True):
     tool_choice: str | dict[str, Any] = "auto"
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     add_generation_prompt: bool = True
+    logprobs: bool = False
+    top_logprobs: int = 0
 
     def params(self, info: ModelInfo) -> SamplingParams:
         """The engine's parameters; without a limit of its own the answer may fill the context."""
-        return self.to_params(
-            info, self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        )
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return self.to_params(info, limit, self.top_logprobs if self.logprobs else None)
 
     def names(self) -> dict[str, str]:
         """The engine's names for what this request calls otherwise."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"prompt": "messages", "max_tokens": limit}
+        return {"prompt": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as the chat template reads it."""
@@ -167,7 +167,9 @@ def read_chat(raw: RawBody, limits: PromptLimits) -> ChatRequest:
     ):
         if count > most:
             raise InvalidRequest(f"'{name}' has {count} entries; at most {most} are taken.", name)
-    request.check_streaming()
+    request.check()
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
     if request.tool_choice not in ("auto", "none"):
         raise InvalidRequest('\'tool_choice\' can be "auto" or "none" here.', "tool_choice")
     for i, tool in enumerate(request.tools):

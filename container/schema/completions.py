@@ -14,14 +14,7 @@ from engine.api import MAX_N, InvalidRequest, ModelInfo, SamplingParams
 MAX_SEQUENCES = 1024
 
 _RULE = FieldRule(
-    # `logprobs` is a number here: 0 would ask for the chosen token's, so only null is neutral.
-    neutral={
-        **SHARED_NEUTRAL,
-        "add_special_tokens": (True,),
-        "logprobs": (False,),
-        "suffix": ("",),
-        "prompt_embeds": NOTHING,
-    },
+    neutral={**SHARED_NEUTRAL, "add_special_tokens": (True,), "suffix": ("",), "prompt_embeds": NOTHING},
     without_effect=WITHOUT_EFFECT,
     max_bytes={"prompt": None},
 )
@@ -33,19 +26,52 @@ class CompletionRequest(SamplingFields, kw_only=True):
     prompt: msgspec.Raw
     max_tokens: int = 16
     best_of: int | None = None
+    echo: bool = False
+    # False is what Python clients send for none; 0 asks for the chosen tokens' own.
+    logprobs: int | bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens the answer shows at each place; None for no log-probabilities."""
+        return None if isinstance(self.logprobs, bool) else self.logprobs
+
+    @property
+    def generates_nothing(self) -> bool:
+        """Whether the prompt alone is asked for; the engine still makes one token, which nobody sees."""
+        return self.echo and self.max_tokens == 0
 
     def params(self, info: ModelInfo) -> SamplingParams:
-        """The engine's parameters."""
-        return self.to_params(info, self.max_tokens)
+        """The engine's parameters: all of `best_of` are generated, and the echoed prompt's tokens are weighed too."""
+        num_generated = self.n if self.best_of is None else self.best_of
+        logprobs = self.num_logprobs
+        params = self.to_params(info, 1 if self.generates_nothing else self.max_tokens, logprobs)
+        if num_generated > self.n:
+            # The best are told by their log-probabilities.
+            params = msgspec.structs.replace(params, n=num_generated, logprobs=logprobs or 0)
+        if self.echo and logprobs is not None:
+            params = msgspec.structs.replace(params, prompt_logprobs=max(logprobs, self.prompt_logprobs or 0))
+        return params
+
+    def names(self) -> dict[str, str]:
+        """The engine's names for what this request calls otherwise."""
+        return {"prompt_logprobs": "logprobs"} if self.prompt_logprobs is None else {}
 
 
 def read_completion(raw: RawBody, limits: PromptLimits) -> tuple[CompletionRequest, list[Prompt]]:
     """The request of a body, and its prompts. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
     request = read(raw, CompletionRequest, _RULE)
-    request.check_streaming()
-    if request.best_of is not None and request.best_of != request.n:
-        raise InvalidRequest("'best_of' is not supported here unless it equals 'n'.", "best_of")
+    request.check()
+    if request.logprobs is True:
+        raise InvalidRequest("'logprobs' must be a number here, not true.", "logprobs")
+    if request.generates_nothing and request.min_tokens:
+        raise InvalidRequest("'min_tokens' contradicts 'max_tokens' of 0.", "min_tokens")
+    best_of = request.n if request.best_of is None else request.best_of
+    if request.best_of is not None and not request.n <= best_of <= MAX_N:
+        raise InvalidRequest(f"'best_of' must be at least 'n' and at most {MAX_N}.", "best_of")
+    if request.stream and best_of > request.n:
+        raise InvalidRequest("'best_of' greater than 'n' cannot be streamed.", "best_of")
     prompts = read_prompts(request.prompt, limits)
-    if 1 <= request.n <= MAX_N and len(prompts) * request.n > MAX_SEQUENCES:
-        raise InvalidRequest(f"The number of prompts times 'n' must be at most {MAX_SEQUENCES}.", "n")
+    if 1 <= best_of <= MAX_N and len(prompts) * best_of > MAX_SEQUENCES:
+        name = "n" if best_of == request.n else "best_of"
+        raise InvalidRequest(f"The number of prompts times '{name}' must be at most {MAX_SEQUENCES}.", name)
     return request, prompts

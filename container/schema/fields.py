@@ -132,7 +132,8 @@ def invalid(error: msgspec.ValidationError, root: str = "") -> InvalidRequest:
     text = str(error)
     path = ""
     if match := _PATH.search(text):
-        path = match["path"].removeprefix(".")
+        # A map's values have no place of their own: what is wrong is the field.
+        path = match["path"].removeprefix(".").removesuffix("[...]")
         text = text[: match.start()]
     if field := _FIELD.search(text):
         path = f"{path}.{_shown(field['name'])}".removeprefix(".")

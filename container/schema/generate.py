@@ -14,7 +14,13 @@ from engine.api import InvalidRequest, SamplingParams
 NAMES = {
     "prompt": "inputs",
     "max_tokens": "parameters.max_new_tokens",
-    **{name: f"parameters.{name}" for name in ("temperature", "top_k", "top_p", "seed", "stop")},
+    "logprobs": "parameters.top_n_tokens",
+    "n": "parameters.best_of",
+    "prompt_logprobs": "parameters.decoder_input_details",
+    **{
+        name: f"parameters.{name}"
+        for name in ("temperature", "top_k", "top_p", "seed", "stop", "repetition_penalty", "frequency_penalty")
+    },
 }
 
 # What TGI 3 takes when a request names none.
@@ -23,14 +29,7 @@ DEFAULT_MAX_NEW_TOKENS = 100
 _BODY_RULE = FieldRule(neutral={}, without_effect=frozenset(), max_bytes={"inputs": None})
 _PARAMETERS_RULE = FieldRule(
     neutral={
-        "details": (False,),
-        "decoder_input_details": (False,),
-        "best_of": (1,),
-        "repetition_penalty": (1,),
-        "frequency_penalty": (0,),
         "typical_p": (1,),
-        "top_n_tokens": (0,),
-        "truncate": NOTHING,
         "watermark": (False,),
         "grammar": NOTHING,
         "adapter_id": NOTHING,
@@ -67,27 +66,57 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     stop: list[str] = msgspec.field(default_factory=list)
     stop_sequences: list[str] = msgspec.field(default_factory=list)
     return_full_text: bool = False
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    details: bool = False
+    decoder_input_details: bool = False
+    top_n_tokens: int = 0
+    best_of: int = 1
+    truncate: int | None = None
 
-    def check_sampling(self) -> None:
-        """Raises InvalidRequest for a parameter that contradicts `do_sample`."""
+    @property
+    def is_sampling(self) -> bool:
+        """Like TGI: greedy unless the request asks for sampling in some way."""
+        asks = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
+        return (asks if self.do_sample is None else self.do_sample) and self.temperature != 0
+
+    def check(self, is_stream: bool) -> None:
+        """Raises InvalidRequest for a parameter that contradicts another one."""
+        self._check_sampling()
+        if self.truncate is not None and self.truncate < 1:
+            raise InvalidRequest("'truncate' must be at least 1.", "truncate")
+        if self.decoder_input_details and (is_stream or not self.details):
+            raise InvalidRequest(
+                "'decoder_input_details' needs 'details': true, and no stream.", "decoder_input_details"
+            )
+        if self.top_n_tokens and not (self.details or is_stream):
+            raise InvalidRequest("'top_n_tokens' needs 'details': true, or a stream.", "top_n_tokens")
+        if self.best_of != 1 and (is_stream or not self.is_sampling):
+            raise InvalidRequest("'best_of' needs sampling, and no stream.", "best_of")
+
+    def _check_sampling(self) -> None:
         if self.do_sample and self.temperature == 0:
             raise InvalidRequest("'temperature' of 0 contradicts 'do_sample': true.", "temperature")
         for name, neutral in _GREEDY_NEUTRAL.items():
             if self.do_sample is False and getattr(self, name) not in neutral:
                 raise InvalidRequest(f"'{name}' has no effect with 'do_sample': false; leave one of them out.", name)
 
-    def params(self) -> SamplingParams:
-        """The engine's parameters. Like TGI, greedy unless the request asks for sampling in some way."""
+    def params(self, is_stream: bool) -> SamplingParams:
+        """The engine's parameters, with the log-probabilities that the answer shows or that tell the best of many."""
         check_max_tokens(self.max_new_tokens)
-        asks = any(value is not None for value in (self.temperature, self.top_k, self.top_p))
-        is_sampling = asks if self.do_sample is None else self.do_sample
+        needs_logprobs = is_stream or self.details or self.best_of > 1
         return SamplingParams(
-            temperature=(1.0 if self.temperature is None else self.temperature) if is_sampling else 0.0,
+            temperature=(1.0 if self.temperature is None else self.temperature) if self.is_sampling else 0.0,
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty or 0.0,
             seed=self.seed,
+            n=self.best_of,
             max_tokens=self.max_new_tokens,
             stop=(*self.stop, *self.stop_sequences),
+            logprobs=self.top_n_tokens if needs_logprobs else None,
+            prompt_logprobs=0 if self.decoder_input_details else None,
         )
 
 
@@ -98,7 +127,7 @@ def read_generate(raw: RawBody, limits: PromptLimits) -> tuple[GenerateBody, Gen
     body = read(raw, GenerateBody, _BODY_RULE)
     try:
         parameters = read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
-        parameters.check_sampling()
+        parameters.check(body.stream)
         return body, parameters
     except InvalidRequest as error:
         where = f"parameters.{error.param}"

@@ -3,6 +3,7 @@
 Knows vLLM's and OpenAI's field names. Must not know prompts.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from container.schema.fields import NOTHING
 from engine.api import InvalidRequest, ModelInfo, NotFound, SamplingParams
 
 _MAX_INT32 = 2**31 - 1
+_MAX_SALT_CHARS = 256
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class ModelNotFound(NotFound):
@@ -40,11 +43,32 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop_token_ids: list[int] = msgspec.field(default_factory=list)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] = msgspec.field(default_factory=dict)
+    bad_words: list[str] = msgspec.field(default_factory=list)
+    allowed_token_ids: list[int] | None = None
+    min_tokens: int = 0
+    prompt_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    def check_streaming(self) -> None:
-        """Raises InvalidRequest for stream_options that ask for the impossible."""
+    def check(self) -> None:
+        """Raises InvalidRequest for fields that are out of range, or that ask for the impossible together."""
+        if not -_MAX_INT32 - 1 <= self.priority <= _MAX_INT32:
+            raise InvalidRequest("'priority' must be a signed 32-bit integer.", "priority")
+        if self.cache_salt is not None and not 0 < len(self.cache_salt) <= _MAX_SALT_CHARS:
+            raise InvalidRequest(f"'cache_salt' must have 1 to {_MAX_SALT_CHARS} characters.", "cache_salt")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("'prompt_logprobs' is not supported here with 'stream': true.", "prompt_logprobs")
+        self._check_streaming()
+
+    def _check_streaming(self) -> None:
         options = self.stream_options
         if options is None:
             return
@@ -60,7 +84,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         """Whether the stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def to_params(self, info: ModelInfo, max_tokens: int | None) -> SamplingParams:
+    def to_params(self, info: ModelInfo, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters, with the model's own defaults where the request names none."""
         check_max_tokens(max_tokens)
         return SamplingParams(
@@ -74,7 +98,26 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=_by_token_id(self.logit_bias),
+            bad_words=tuple(self.bad_words),
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            min_tokens=self.min_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
+
+
+def _by_token_id(bias: dict[str, float]) -> dict[int, float]:
+    for key in bias:
+        if not _TOKEN_ID.fullmatch(key):
+            shown = key if len(key) <= 32 else key[:32] + "…"
+            raise InvalidRequest(f"The keys of 'logit_bias' must be token ids; '{shown}' is none.", "logit_bias")
+    return {int(key): value for key, value in bias.items()}
 
 
 def check_max_tokens(max_tokens: int | None) -> None:
@@ -92,21 +135,10 @@ def check_model_name(name: str, info: ModelInfo) -> None:
 
 # Known fields without a place in the engine yet: these values (and null) ask for nothing.
 SHARED_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "use_beam_search": (False,),
-    "echo": (False,),
     "response_format": ({"type": "text"},),
-    "include_stop_str_in_output": (False,),
     "spaces_between_special_tokens": (True,),
-    "bad_words": ([],),
-    "allowed_token_ids": NOTHING,
-    "prompt_logprobs": NOTHING,
     "truncate_prompt_tokens": NOTHING,
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
@@ -115,8 +147,6 @@ SHARED_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guided_regex": NOTHING,
     "guided_choice": NOTHING,
     "guided_grammar": NOTHING,
-    "priority": (0,),
-    "cache_salt": NOTHING,
 }
 
 # Fields of OpenAI's hosted service that no self-hosted server can give a meaning to.

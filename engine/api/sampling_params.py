@@ -45,10 +45,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         float32 that is so in any company; in bfloat16 other requests in the batch can turn a near-tie.
     n: how many sequences are generated for the prompt.
     max_tokens: most tokens to generate; None is as many as max_model_len leaves.
-    stop: strings that end the output; they are not part of it.
+    stop: strings that end the output; they are not part of it unless `include_stop_str_in_output`.
     stop_token_ids: token ids that end the output, besides the model's own end-of-sequence ids.
     ignore_eos: go on past the model's end-of-sequence ids.
     skip_special_tokens: leave special tokens out of the text.
+    include_stop_str_in_output: what ended the output, a stop string or a stop token, is the end of the text.
     """
 
     temperature: float = 1.0
@@ -71,6 +72,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         # vLLM's users write lists, and a single stop string; the struct is frozen and hashable all the same.
@@ -104,7 +106,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _require(is_absent or _is_integer(value), name, "an integer")
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
             _require(_is_number(getattr(self, name)), name, "a number")
-        for name in ("ignore_eos", "skip_special_tokens"):
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             _require(isinstance(getattr(self, name), bool), name, "true or false")
         _require(all(map(_is_integer, self.stop_token_ids)), "stop_token_ids", "token ids")
         _require(all(map(_is_integer, self.allowed_token_ids or ())), "allowed_token_ids", "token ids")

@@ -10,31 +10,41 @@ class StopStrings:
     The match that starts first wins; of those that start at the same place, the one that is first in `stops`. A stop
     string that is complete is therefore not reported while one that started before it may still become complete.
 
+    keep: whether the stop string that ended the text is its end.
     matched: the stop string that ended the text, or None.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, keep: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = stops
+        self._keep = keep
         # Text not yet given out: from the first place at which some stop string may have started. It is never longer
         # than the longest stop string less one character.
         self._held = ""
+        # A stop string within this many characters of the held text was complete too early to count.
+        self._num_immune = 0
         self.matched: str | None = None
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Text that is safe to give out, and the stop string if one ended the text. Later text is ignored then."""
+    def push(self, text: str, *, may_end: bool = True) -> tuple[str, str | None]:
+        """Text that is safe to give out, and the stop string if one ended the text. Later text is ignored then.
+
+        may_end: False where no stop string counts that is complete with this text or before.
+        """
         if self.matched is not None:
             return "", None
         if not self._stops:
             return text, None
         self._held += text
+        if not may_end:
+            self._num_immune = len(self._held)
         match = self._first_match()
         live = self._first_live()
         if match is not None and (live is None or match < live):
             return self._cut(match), self.matched
         end = len(self._held) if live is None else live[0]
         safe, self._held = self._held[:end], self._held[end:]
+        self._num_immune = max(0, self._num_immune - end)
         return safe, None
 
     def finish(self) -> str:
@@ -47,13 +57,17 @@ class StopStrings:
 
     def _cut(self, match: tuple[int, int]) -> str:
         start, rank = match
-        safe, self._held = self._held[:start], ""
         self.matched = self._stops[rank]
+        end = start + len(self.matched) if self._keep else start
+        safe, self._held = self._held[:end], ""
         return safe
 
     def _first_match(self) -> tuple[int, int] | None:
-        """(start, rank of the stop string) of the first complete one in the held text."""
-        found = ((self._held.find(stop), rank) for rank, stop in enumerate(self._stops))
+        """(start, rank of the stop string) of the first complete one in the held text that counts."""
+        found = (
+            (self._held.find(stop, max(0, self._num_immune - len(stop) + 1)), rank)
+            for rank, stop in enumerate(self._stops)
+        )
         return min((match for match in found if match[0] >= 0), default=None)
 
     def _first_live(self) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from engine.api import InvalidRequest
-from engine.text.byte_alphabet import BYTE_OF_CHAR, byte_token
+from engine.text.byte_alphabet import BYTE_OF_CHAR, byte_token, is_byte_token, token_bytes
 from engine.text.model_files import read_json_object
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -99,6 +99,30 @@ class Tokenizer:
     def token_string(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it ("Ġhello", "<0x0A>"), or None where the id has no token."""
         return self._tokenizer.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token adds within a text; they may be less than a character. An id without a token: none.
+
+        A special token's are those of its name.
+        """
+        token = self.token_string(token_id)
+        if token is None:
+            return b""
+        if self.is_byte_level:
+            return token_bytes(token)
+        if self.has_byte_fallback and is_byte_token(token):
+            return bytes([int(token[3:5], 16)])
+        # Decoders drop a space at the start of a text: what the token adds to itself is its text elsewhere.
+        once, twice = (self.decode([token_id] * count, skip_special_tokens=False) for count in (1, 2))
+        return (twice.removeprefix(once) or once).encode()
+
+    def token_text(self, token_id: int) -> str:
+        """One token as a text of its own; with OpenAI's spelling, `bytes:\\xe2\\x80`, where it is not valid UTF-8."""
+        raw = self.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _read_special_tokens(path: Path) -> dict[str, str]:

@@ -109,6 +109,20 @@ def test_stop_strings_end_the_text_before_them(stack: Stack) -> None:
     assert stack.chat(COUNT, stop=[" 7"]) == "3 4 5 6"
 
 
+def test_echo_and_the_stop_string_that_stays(stack: Stack) -> None:
+    body = {"prompt": "Galley is", "echo": True, "max_tokens": 8, "temperature": 0}
+    status, echoed = stack.post("/v1/completions", body)
+    assert status == 200
+    _, plain = stack.post("/v1/completions", {**body, "echo": False})
+    assert echoed["choices"][0]["text"] == "Galley is" + plain["choices"][0]["text"]
+    _, alone = stack.post("/v1/completions", {**body, "max_tokens": 0})
+    assert alone["choices"][0]["text"] == "Galley is"
+    assert alone["usage"]["completion_tokens"] == 0
+    assert alone["usage"]["prompt_tokens_details"]["cached_tokens"] >= 0
+    assert stack.chat(COUNT, stop=[" 7"], include_stop_str_in_output=True) == "3 4 5 6 7"
+    assert stack.chat(COUNT, stop=[" 7"], min_tokens=10) == COUNTED
+
+
 def test_boto3_invoke_endpoint(runtime: object) -> None:
     for body in (chat_body(), {"inputs": "Hello", "parameters": {"max_new_tokens": 4}}, {"prompt": "Hello"}):
         response = runtime.invoke_endpoint(  # type: ignore[attr-defined]

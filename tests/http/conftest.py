@@ -13,7 +13,7 @@ from container.engine_client import EngineClient
 from engine.api import ModelInfo
 from engine.text import Tokenizer
 from tests.http import tiny_model
-from tests.http.scripted_engine import ScriptedEngine
+from tests.http.scripted_engine import ScriptedEngine, scripted_logprob
 
 REPLY = "Hello, wörld! One two three."
 
@@ -60,6 +60,8 @@ def engine(shared_engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
     shared_engine.aborted.clear()
     yield shared_engine
     shared_engine.failure = None
+    shared_engine.num_cached_tokens = 0
+    shared_engine.logprob = scripted_logprob
     shared_engine.step_s = 0.0
     shared_engine.held.clear()
     shared_engine.stalled.clear()

@@ -25,6 +25,7 @@ from engine.api import (
     Outputs,
     RequestFailed,
     RequestOutput,
+    TokenLogprobs,
     Usage,
     decode_worker_message,
     encode_message,
@@ -45,6 +46,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 10.0, what: str 
     raise TimeoutError(what)
 
 
+def scripted_logprob(index: int, place: int) -> float:
+    """Another one at every place, and lower with the sample's index."""
+    return -0.25 - place / 8 - index
+
+
 class ScriptedEngine:
     """See the module. Attributes may be set at any time.
 
@@ -53,6 +59,11 @@ class ScriptedEngine:
     held: while set, no step is made.
     stalled: while set, nothing is sent at all, stamps included.
     failure: (code, message) that the next requests end with.
+    num_cached_tokens: what the first sample of each prompt tells; the others tell one more.
+    logprob: of the token at (sample index, place): see `scripted_logprob`. A test may set another function.
+
+    The most likely tokens beside a token are those with the next higher ids, each 1.0 less likely than the one before;
+    of a prompt's token the rank is 3.
     """
 
     def __init__(self, path: Path, model: ModelInfo, reply: list[int]) -> None:
@@ -64,6 +75,8 @@ class ScriptedEngine:
         self.held = threading.Event()
         self.stalled = threading.Event()
         self.failure: tuple[str, str] | None = None
+        self.num_cached_tokens = 0
+        self.logprob: Callable[[int, int], float] = scripted_logprob
         self.generated: list[GenerateRequest] = []
         self.aborted: list[tuple[float, Abort]] = []
         self._stamp = time.monotonic()
@@ -162,7 +175,17 @@ class ScriptedEngine:
             token_id = self.reply[count] if count < len(self.reply) else self.model.eos_token_ids[0]
             ends = count >= len(self.reply)
             is_full = request.params.max_tokens is not None and count + 1 >= request.params.max_tokens
-            usage = Usage(num_prompt_tokens=len(request.prompt_token_ids), num_output_tokens=count + 1)
+            usage = Usage(
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_output_tokens=count + 1,
+                num_cached_tokens=self.num_cached_tokens + min(key[1], 1) if self.num_cached_tokens else 0,
+            )
+            num_top, num_prompt_top = request.params.logprobs, request.params.prompt_logprobs
+            logprobs = None if num_top is None else [self._entry(token_id, self.logprob(key[1], count), num_top)]
+            prompt_logprobs = None
+            if num_prompt_top is not None and count == 0:
+                ids = request.prompt_token_ids
+                prompt_logprobs = [self._entry(ids[i], -i / 2, num_prompt_top, 3) for i in range(1, len(ids))]
             outputs.append(
                 RequestOutput(
                     request_id=key[0],
@@ -170,6 +193,8 @@ class ScriptedEngine:
                     new_token_ids=[token_id],
                     finish_reason="stop" if ends else "length" if is_full else None,
                     stop_token_id=token_id if ends else None,
+                    logprobs=logprobs,
+                    prompt_logprobs=prompt_logprobs,
                     usage=usage if ends or is_full else None,
                 )
             )
@@ -177,6 +202,10 @@ class ScriptedEngine:
             if ends or is_full:
                 del running[key]
         return outputs
+
+    def _entry(self, token_id: int, logprob: float, num_top: int, rank: int = 1) -> TokenLogprobs:
+        top_ids = [(token_id + i) % self.model.vocab_size for i in range(num_top)]
+        return TokenLogprobs(logprob, rank, top_ids, [logprob - i for i in range(num_top)])
 
     def _push(self) -> None:
         while not self._stopped.wait(STATUS_PERIOD_S):

@@ -42,6 +42,7 @@ def test_whole(http: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer) 
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
     request = engine.generated[0]

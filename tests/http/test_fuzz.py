@@ -21,12 +21,16 @@ SCALARS = st.one_of(
 NAMES = (
     "role", "content", "type", "text", "name", "function", "tool_calls", "arguments", "id", "parameters", "strict",
     "include_usage", "tool_call_id", "max_new_tokens", "do_sample", "temperature", "top_k",
+    "1", "256", "details", "decoder_input_details", "top_n_tokens", "best_of", "truncate", "repetition_penalty",
+    "frequency_penalty",
 )
 FIELDS = (
     "messages", "prompt", "inputs", "parameters", "model", "temperature", "top_p", "top_k", "n", "stop", "seed",
     "stop_token_ids", "ignore_eos", "stream", "stream_options", "max_tokens", "max_completion_tokens", "tools",
     "tool_choice", "chat_template_kwargs", "logit_bias", "logprobs", "response_format", "best_of", "echo", "suffix",
-    "user", "metadata", "skip_special_tokens", "presence_penalty", "whatever",
+    "user", "metadata", "skip_special_tokens", "presence_penalty", "whatever", "frequency_penalty", "min_p",
+    "repetition_penalty", "bad_words", "allowed_token_ids", "min_tokens", "prompt_logprobs", "top_logprobs", "priority",
+    "cache_salt", "include_stop_str_in_output",
 )
 # fmt: on
 VALUES = st.recursive(

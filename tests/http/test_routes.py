@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from openai import OpenAI
 
 from tests.http.conftest import REPLY
-from tests.http.scripted_engine import ScriptedEngine, wait_until
+from tests.http.scripted_engine import ScriptedEngine, scripted_logprob, wait_until
 from tests.http.web_process import running_web
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -57,6 +57,9 @@ def test_tgi_stream(http: FlaskClient, engine: ScriptedEngine) -> None:
     assert "".join(event["token"]["text"] for event in events) == REPLY
     assert events[-1]["token"]["special"]
     assert [event["generated_text"] for event in events if event["generated_text"]] == [REPLY]
+    assert [event["token"]["logprob"] for event in events] == [scripted_logprob(0, i) for i in range(len(events))]
+    assert engine.generated[-1].params.logprobs == 0
+    assert all(set(event) == {"index", "token", "generated_text", "details"} for event in events)
     assert set(events[0]["token"]) == {"id", "text", "logprob", "special"}
 
 
@@ -65,7 +68,12 @@ def test_many_prompts_keep_their_order(http: FlaskClient, engine: ScriptedEngine
     assert [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]] == [
         (i, "Hello", "length") for i in range(4)
     ]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
+    assert body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 20,
+        "total_tokens": 23,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 @pytest.mark.parametrize(
@@ -147,6 +155,42 @@ def test_openai_client_accepts_our_completions_models_and_errors(client: OpenAI,
     engine.failure = ("overloaded", "Full.")
     with pytest.raises(openai.RateLimitError):
         client.chat.completions.create(model="tiny", messages=HI)
+
+
+def test_openai_client_reads_our_logprobs_and_cached_tokens(client: OpenAI, engine: ScriptedEngine) -> None:
+    engine.num_cached_tokens = 2
+    answer = client.chat.completions.create(model="tiny", messages=HI, logprobs=True, top_logprobs=2, n=2)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
+    for i, choice in enumerate(answer.choices):
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        assert [entry.logprob for entry in choice.logprobs.content[:2]] == [
+            scripted_logprob(i, 0),
+            scripted_logprob(i, 1),
+        ]
+        assert [top.token for top in choice.logprobs.content[0].top_logprobs] == ["H", "I"]
+    with client.chat.completions.stream(model="tiny", messages=HI, logprobs=True) as stream:
+        streamed = stream.get_final_completion().choices[0].logprobs
+    first = answer.choices[0].logprobs
+    assert streamed is not None
+    assert streamed.content is not None
+    assert first is not None
+    assert [(e.token, e.logprob) for e in streamed.content] == [(e.token, e.logprob) for e in first.content or []]
+    completion = client.completions.create(model="tiny", prompt="a", max_tokens=3, logprobs=1, n=2, best_of=3)
+    assert [choice.text for choice in completion.choices] == ["Hel"] * 2
+    assert completion.choices[0].logprobs is not None
+    assert completion.choices[0].logprobs.tokens == ["H", "e", "l"]
+    assert completion.choices[0].logprobs.top_logprobs == [
+        {token: scripted_logprob(0, i)} for i, token in enumerate("Hel")
+    ]
+    extra = {"min_p": 0.1, "repetition_penalty": 1.1, "bad_words": ["x"], "priority": 1, "cache_salt": "s"}
+    client.chat.completions.create(
+        model="tiny", messages=HI, presence_penalty=0.5, frequency_penalty=0.5, logit_bias={"5": 1}, extra_body=extra
+    )
+    request = engine.generated[-1]
+    assert (request.params.logit_bias, request.priority, request.cache_salt) == ({5: 1.0}, 1, "s")
 
 
 def test_openai_client_streams_our_completions(client: OpenAI, engine: ScriptedEngine) -> None:

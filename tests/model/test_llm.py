@@ -1,5 +1,6 @@
 """The offline API on the shipped model: forms of prompts, results in order, and use after errors."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,83 @@ def test_ctrl_c_leaves_a_usable_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["Hello"] * 6, SamplingParams(max_tokens=50, ignore_eos=True), use_tqdm=False)
     assert len(llm.generate("Hello", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 8
+
+
+def assert_usable_and_empty(llm: LLM, num_free_blocks: int) -> None:
+    assert not llm._core.has_work()
+    assert llm._core.scheduler.kv_cache.pool.num_free_blocks == num_free_blocks
+    assert len(llm.generate("Hello", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 8
+
+
+@pytest.mark.parametrize("method", ["launch", "collect"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_an_interrupt_within_a_step_leaves_nothing_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, method: str, step: int
+) -> None:
+    num_free_blocks = llm._core.scheduler.kv_cache.pool.num_free_blocks
+    runner: Any = llm._core.runner
+    original = getattr(runner, method)
+    num_calls = 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == step:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["Hello"] * 6, SamplingParams(max_tokens=50, ignore_eos=True, n=2), use_tqdm=False)
+    assert_usable_and_empty(llm, num_free_blocks)
+
+
+def test_ctrl_c_itself_waits_for_the_end_of_the_step(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_free_blocks = llm._core.scheduler.kv_cache.pool.num_free_blocks
+    runner: Any = llm._core.runner
+    collect = runner.collect
+    num_collected = 0
+
+    def pressed(*args: Any) -> Any:
+        nonlocal num_collected
+        signal.raise_signal(signal.SIGINT)
+        num_collected += 1
+        return collect(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "collect", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["Hello"] * 6, SamplingParams(max_tokens=50, ignore_eos=True), use_tqdm=False)
+    assert num_collected == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_usable_and_empty(llm, num_free_blocks)
+
+
+def test_a_second_ctrl_c_does_not_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_free_blocks = llm._core.scheduler.kv_cache.pool.num_free_blocks
+    runner: Any = llm._core.runner
+
+    def pressed_twice(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second one was ignored")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "collect", pressed_twice)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["Hello"] * 6, SamplingParams(max_tokens=50, ignore_eos=True), use_tqdm=False)
+    assert_usable_and_empty(llm, num_free_blocks)
+
+
+def test_chat_answers_what_generate_answers_to_the_same_prompt(llm: LLM) -> None:
+    conversations = [[{"role": "user", "content": text}] for text in ("Count from 3 to 9.", "What is Galley?")]
+    params = SamplingParams(temperature=0, max_tokens=32)
+    answers = llm.chat(conversations, params, use_tqdm=False)
+    assert answers[0].outputs[0].text == "3 4 5 6 7 8 9"
+    again = llm.generate([answer.prompt or "" for answer in answers], params, use_tqdm=False)
+    assert [result.outputs[0].text for result in again] == [answer.outputs[0].text for answer in answers]
+    assert [result.finished for result in again] == [True, True]
 
 
 @pytest.mark.parametrize("settings", [{"max_num_seqs": 0}, {"dtype": "int8"}, {"max_model_len": 10**6}])

@@ -79,3 +79,38 @@ def test_text_after_the_match_is_ignored() -> None:
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         StopStrings(("a", ""))
+
+
+@settings(max_examples=500)
+@given(
+    pieces=st.lists(st.text(CHARS, max_size=4), max_size=10),
+    stops=st.lists(st.text(CHARS, min_size=1, max_size=5), max_size=4).map(tuple),
+    num_immune=st.integers(0, 10),
+    keep=st.booleans(),
+)
+def test_what_is_complete_too_early_does_not_count(
+    pieces: list[str], stops: tuple[str, ...], num_immune: int, keep: bool
+) -> None:
+    text = "".join(pieces)
+    length = len("".join(pieces[:num_immune]))
+    found = [
+        (start, rank)
+        for rank, stop in enumerate(stops)
+        for start in range(len(text))
+        if text.startswith(stop, start) and start + len(stop) > length
+    ]
+    start, rank = min(found, default=(len(text), -1))
+    end = start + len(stops[rank]) if found and keep else start
+    strings = StopStrings(stops, keep=keep)
+    out = "".join(strings.push(piece, may_end=i >= num_immune)[0] for i, piece in enumerate(pieces))
+    assert out + strings.finish() == text[:end]
+    assert strings.matched == (stops[rank] if found else None)
+
+
+def test_a_stop_string_that_began_early_counts_when_it_is_complete_late() -> None:
+    strings = StopStrings(("abc", "b"))
+    assert strings.push("ab", may_end=False) == ("", None)
+    assert strings.push("c") == ("", "abc")
+    strings = StopStrings(("b",))
+    assert strings.push("ab", may_end=False) == ("ab", None)
+    assert strings.push("ab") == ("a", "b")

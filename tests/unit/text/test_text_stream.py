@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.api import RequestOutput, SamplingParams
+from engine.api import RequestOutput, SamplingParams, TokenLogprobs, Usage
 from engine.text import TextDelta, TextStream, Tokenizer
 
 
@@ -95,3 +95,54 @@ def test_how_outputs_are_cut_changes_nothing(byte_level: Tokenizer, sizes: list[
         return text, token_ids, last.finish_reason, last.stop_reason, stream.num_output_tokens
 
     assert run(sizes) == run([])
+
+
+def entries(ids: list[int]) -> list[TokenLogprobs]:
+    return [TokenLogprobs(float(-token_id), 1, [], []) for token_id in ids]
+
+
+def test_logprobs_go_with_their_ids_up_to_the_one_that_ended_the_text(byte_level: Tokenizer) -> None:
+    stream = TextStream(byte_level, SamplingParams(stop=("are",), logprobs=0, prompt_logprobs=0))
+    ids = byte_level.encode("Hello world, how are you?")
+    first = stream.push(output(ids[:3], logprobs=entries(ids[:3]), prompt_logprobs=entries([5])))
+    assert (first.logprobs, first.prompt_logprobs) == (entries(ids[:3]), entries([5]))
+    second = stream.push(output(ids[3:], logprobs=entries(ids[3:])))
+    assert second.finish_reason == "stop"
+    assert second.logprobs == entries(second.token_ids)
+    assert 3 + len(second.token_ids) == stream.num_output_tokens < len(ids)
+
+
+def test_no_stop_string_counts_before_min_tokens(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("Hello world, how are you? Hello")
+    place = next(i for i in range(1, len(ids)) if "world" in byte_level.decode(ids[:i]))
+    for min_tokens in (place, place + 1):
+        for size in (1, len(ids)):
+            stream = TextStream(
+                byte_level, SamplingParams(stop=("world", "Hello"), min_tokens=min_tokens, max_tokens=99)
+            )
+            deltas = [stream.push(output(ids[start : start + size])) for start in range(0, len(ids), size)]
+            text = "Hello " if min_tokens == place else "Hello world, how are you? "
+            assert "".join(delta.text for delta in deltas) == text
+            assert stream.stopped_early
+
+
+def test_what_ended_the_text_can_stay_in_it(byte_level: Tokenizer) -> None:
+    (word,) = byte_level.encode("<tool_call>")
+    (end,) = byte_level.encode("<|im_end|>")
+    ids = byte_level.encode("Hello")
+    params = SamplingParams(stop=("llo",), stop_token_ids=(word,), include_stop_str_in_output=True)
+    assert TextStream(byte_level, params).push(output(ids)).text == "Hello"
+    for token_id, text in ((word, "He<tool_call>"), (end, "He")):
+        stream = TextStream(byte_level, params)
+        he = byte_level.encode("He")
+        delta = stream.push(output([*he, token_id], finish_reason="stop", stop_token_id=token_id))
+        assert delta.text == text
+
+
+def test_cached_tokens_are_known_once_the_engine_tells(byte_level: Tokenizer) -> None:
+    stream = TextStream(byte_level, SamplingParams())
+    stream.push(output([1]))
+    assert stream.num_cached_tokens is None
+    usage = Usage(num_prompt_tokens=40, num_output_tokens=2, num_cached_tokens=32)
+    stream.push(output([1], finish_reason="length", usage=usage))
+    assert stream.num_cached_tokens == 32

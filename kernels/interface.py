@@ -7,6 +7,7 @@ Letters of shapes: T tokens of the step, S sequences, H query heads, Hkv key/val
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -145,10 +146,10 @@ class RotateAndStore(Protocol):
 class Kernels(Protocol):
     """What the engine computes with. `kernels.reference` holds the definition of each operation."""
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
-        """Pack weight [out_features, in_features], once, at load; `weight` is not kept if that can be helped.
+    def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+        """Pack weights [part, in_features], joined along their outputs, once, at load; they are not kept if possible.
 
-        is_head: the language-model head, which is the most sensitive to quantization.
+        bias: [sum of the parts]. is_head: the language-model head, which is the most sensitive to quantization.
         """
         ...
 

@@ -7,6 +7,7 @@ complete `Kernels`, slow but right on any device. Must not know sequences, reque
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -252,6 +253,11 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
     )
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors as one, along their first dimension."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _PlainLinear:
     weight: Tensor
@@ -271,9 +277,9 @@ class ReferenceKernels:
     sample = staticmethod(sample)
     logprobs = staticmethod(logprobs)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+    def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """The weights as they are."""
-        return _PlainLinear(weight, bias)
+        return _PlainLinear(joined(weights), bias)
 
     def pack_heads(self, heads: AttentionHeads) -> RotateAndStore:
         """See `rotate_and_store`."""

@@ -29,15 +29,11 @@ class Linear:
     ) -> None:
         parts = [weights.take(f"{name}.weight", (rows, in_features)) for name, rows in outputs]
         biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in outputs] if bias else []
-        self._packed = kernels.pack_linear(_join(parts), _join(biases) if bias else None)
+        self._packed = kernels.pack_linear(parts, torch.cat(biases) if bias else None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """X [T, in_features] to [T, sum of rows]."""
         return self._packed(x)
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class Embedding:
@@ -59,7 +55,7 @@ class LMHead:
     """
 
     def __init__(self, table: Tensor, kernels: Kernels) -> None:
-        self._packed = kernels.pack_linear(table, None, is_head=True)
+        self._packed = kernels.pack_linear([table], None, is_head=True)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[rows, hidden_size] to [rows, vocab_size]."""

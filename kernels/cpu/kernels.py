@@ -1,5 +1,7 @@
 """`CpuKernels`: the CPU's forms put together as one `Kernels`. Must not know models or the engine."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,14 +31,14 @@ class CpuKernels:
         self.add_rms_norm = rows.add_rms_norm
         self.silu_and_mul = rows.silu_and_mul
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
-        """Panels of the weight; `weight` is not kept."""
-        if self._use_onednn or weight.dtype not in (torch.float32, torch.bfloat16):
-            return linear.pack_onednn(weight, bias)
+    def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+        """Panels of the weights, which are not kept."""
+        if self._use_onednn or weights[0].dtype not in (torch.float32, torch.bfloat16):
+            return linear.pack_onednn(reference.joined(weights), bias)
         if self._quantization == "none":
-            return linear.pack_native(self._native, weight, bias)
+            return linear.pack_native(self._native, weights, bias)
         pack = linear.pack_int8 if is_head or self._quantization == "int8" else linear.pack_int4
-        return pack(self._native, weight, bias)
+        return pack(self._native, reference.joined(weights), bias)
 
     def pack_heads(self, heads: AttentionHeads) -> RotateAndStore:
         """See `elementwise.RotateAndStore`. Raises ValueError for heads that attention.c has no room for."""
@@ -72,6 +74,6 @@ class EagerCpuKernels(reference.ReferenceKernels):
     sample = staticmethod(sampling.sample)
     logprobs = staticmethod(sampling.logprobs)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
+    def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """See `linear.pack_onednn`."""
-        return linear.pack_onednn(weight, bias)
+        return linear.pack_onednn(reference.joined(weights), bias)

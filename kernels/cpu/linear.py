@@ -8,7 +8,7 @@ without a compiler. Must not know which layer it is.
 
 import ctypes
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,23 @@ _F32, _BF16, _INT8, _INT4 = range(4)
 INT4_GROUP = 32
 
 
-def pack_native(native: Native, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-    """Float weights [out, in], float32 or bfloat16, as they are."""
-    pairs = 2 if weight.dtype == torch.bfloat16 else 1
-    rows, width = weight.shape
-    padded = F.pad(weight, (0, -width % pairs, 0, -rows % _COLUMNS))
-    # [panels, 32, K / p, p] to [panels, K / p, 32, p]
-    panels = padded.view(-1, _COLUMNS, padded.shape[1] // pairs, pairs).transpose(1, 2).contiguous()
-    kind = _BF16 if pairs == 2 else _F32
-    return NativeLinear(native, _Packed(kind, rows, width, padded.shape[1] // pairs, panels, bias))
+def pack_native(native: Native, weights: Sequence[Tensor], bias: Tensor | None) -> PackedLinear:
+    """Float weights, float32 or bfloat16, as they are."""
+    pairs = 2 if weights[0].dtype == torch.bfloat16 else 1
+    rows, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    num_steps = -(-width // pairs)
+    shape = (-(-rows // _COLUMNS), num_steps, _COLUMNS, pairs)
+    panels = torch.empty(shape, dtype=weights[0].dtype)
+    native.prefer_huge_pages(panels.data_ptr(), panels.nbytes)
+    if rows % _COLUMNS:
+        panels[-1].zero_()
+    first = 0
+    for weight in weights:
+        rows_in = weight.contiguous()
+        row_bytes = width * weight.element_size()
+        native.pack_rows(rows_in.data_ptr(), row_bytes, weight.shape[0], first, panels.data_ptr(), num_steps)
+        first += weight.shape[0]
+    return NativeLinear(native, _Packed(_BF16 if pairs == 2 else _F32, rows, width, num_steps, panels, bias))
 
 
 def pack_int8(native: Native, weight: Tensor, bias: Tensor | None) -> PackedLinear:

@@ -83,6 +83,8 @@ class Attention(ctypes.Structure):
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "pack_rows": (_POINTER, _SIZE, _INT, _INT, _POINTER, _INT),
+    "prefer_huge_pages": (_POINTER, _SIZE),
     "linear": (_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _INT),
     "quantize_rows": (_POINTER, _POINTER, _POINTER, _INT, _INT),
     "rms_norm": (_INT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT),
@@ -99,6 +101,8 @@ class Native:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
+        self.pack_rows: Callable[..., None] = library.pack_rows
+        self.prefer_huge_pages: Callable[..., None] = library.prefer_huge_pages
         self.linear: Callable[..., None] = library.linear
         self.quantize_rows: Callable[..., None] = library.quantize_rows
         self.rms_norm: Callable[..., None] = library.rms_norm

@@ -28,16 +28,26 @@ def test_linear(kernels, dtype, num_tokens, shape, bias):
     x, weight = torch.randn(num_tokens, shape[1]).to(dtype), torch.randn(shape).to(dtype)
     b = torch.randn(shape[0]).to(dtype) if bias else None
     expected = x.double() @ weight.double().T + (0 if b is None else b.double())
-    found = kernels.pack_linear(weight, b)(x)
+    found = kernels.pack_linear([weight], b)(x)
     assert found.dtype == dtype and found.is_contiguous()
     assert relative_error(found, expected) < TOLERANCE[dtype]
+
+
+@dtypes
+@pytest.mark.parametrize("parts", [(64, 32), (20, 7, 30), (1, 1, 1)])
+def test_parts_are_joined(dtype, parts):
+    torch.manual_seed(0)
+    weights = [torch.randn(rows, 71).to(dtype) for rows in parts]
+    x = torch.randn(3, 71).to(dtype)
+    kernels = for_device(CPU)
+    assert torch.equal(kernels.pack_linear(weights, None)(x), kernels.pack_linear([torch.cat(weights)], None)(x))
 
 
 @dtypes
 def test_rows_may_be_strided(dtype):
     wide = torch.randn(5, 90).to(dtype)
     weight = torch.randn(40, 64).to(dtype)
-    linear = for_device(CPU).pack_linear(weight, None)
+    linear = for_device(CPU).pack_linear([weight], None)
     assert torch.equal(linear(wide[:, 10:74]), linear(wide[:, 10:74].contiguous()))
 
 
@@ -53,7 +63,7 @@ def options(quantization):
 def test_a_row_is_bitwise_the_same_in_any_batch(form, shape):
     dtype, kernels = options(form) if form.startswith("int") else (getattr(torch, form), for_device(CPU))
     torch.manual_seed(0)
-    linear = kernels.pack_linear(torch.randn(shape).to(dtype), None)
+    linear = kernels.pack_linear([torch.randn(shape).to(dtype)], None)
     x = torch.randn(130, shape[1]).to(dtype)
     whole = linear(x)
     for start, end in ((0, 1), (3, 5), (7, 19), (19, 32), (32, 129), (129, 130)):
@@ -70,7 +80,7 @@ def test_quantized_weights_come_close(quantization, most, shape):
     x[3] *= 50.0  # a scale per row: a large row must not blur the others
     bias = torch.randn(shape[0]).to(dtype)
     expected = x.double() @ weight.double().T + bias.double()
-    found = kernels.pack_linear(weight, bias)(x)
+    found = kernels.pack_linear([weight], bias)(x)
     for row in range(len(x)):
         assert relative_error(found[row], expected[row]) < most
 
@@ -82,7 +92,7 @@ def test_int4_is_exact_where_the_weights_are_sixteen_steps():
     steps = torch.randint(-8, 8, (64, 96)).float()
     steps[:, ::32] = -8.0  # each group uses its full range, so that its scale is found again
     x = torch.randint(-4, 5, (7, 96)).to(dtype)
-    found = kernels.pack_linear((steps * 0.25).to(dtype), None)(x)
+    found = kernels.pack_linear([(steps * 0.25).to(dtype)], None)(x)
     assert torch.equal(found, (x.double() @ (steps * 0.25).double().T).to(dtype))
 
 
@@ -90,9 +100,9 @@ def test_int4_is_exact_where_the_weights_are_sixteen_steps():
 def test_quantized_zeros_are_zero():
     for quantization in ("int8", "int4"):
         dtype, kernels = options(quantization)
-        linear = kernels.pack_linear(torch.zeros(40, 64, dtype=dtype), None)
+        linear = kernels.pack_linear([torch.zeros(40, 64, dtype=dtype)], None)
         assert not linear(torch.randn(3, 64).to(dtype)).any()
-        some = kernels.pack_linear(torch.randn(40, 64).to(dtype), None)
+        some = kernels.pack_linear([torch.randn(40, 64).to(dtype)], None)
         assert not some(torch.zeros(3, 64, dtype=dtype)).any()
 
 
@@ -102,7 +112,7 @@ def test_the_head_is_never_int4():
     torch.manual_seed(0)
     x, weight = torch.randn(4, 256).to(dtype), torch.randn(64, 256).to(dtype)
     expected = x.double() @ weight.double().T
-    assert relative_error(kernels.pack_linear(weight, None, is_head=True)(x), expected) < 0.02
+    assert relative_error(kernels.pack_linear([weight], None, is_head=True)(x), expected) < 0.02
 
 
 def test_quantization_of_float32_is_refused():
@@ -112,7 +122,7 @@ def test_quantization_of_float32_is_refused():
 
 def test_a_type_that_nobody_packs_is_computed_all_the_same():
     x, weight = torch.randn(3, 16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
-    packed = for_device(CPU).pack_linear(weight, None)
+    packed = for_device(CPU).pack_linear([weight], None)
     assert isinstance(packed, PlainLinear)
     assert torch.allclose(packed(x), x @ weight.T)
 

@@ -200,6 +200,9 @@ class EngineProcess:
                 num_waiting=scheduler.num_waiting,
                 num_free_blocks=scheduler.kv_cache.pool.num_free_blocks,
                 num_blocks=scheduler.kv_cache.pool.num_usable_blocks,
+                num_preemptions=scheduler.num_preemptions,
+                num_prefix_query_tokens=scheduler.kv_cache.num_prefix_query_tokens,
+                num_prefix_hit_tokens=scheduler.kv_cache.num_prefix_hit_tokens,
             )
         self._server.publish(status)
 

@@ -12,8 +12,12 @@ EOS = 7
 
 
 def scripted_token(sequence: Sequence) -> int:
-    """The token after `sequence`: a function of its last token and its length alone."""
-    return (sequence.token_ids[-1] * 31 + sequence.num_tokens * 17) % (VOCAB_SIZE - 10) + 10
+    """The token after `sequence`: a function of its last token, its length and which sample it is."""
+    return _next_token(sequence.token_ids, sequence.index)
+
+
+def _next_token(token_ids: list[int], index: int) -> int:
+    return (token_ids[-1] * 31 + len(token_ids) * 17 + index * 7) % (VOCAB_SIZE - 10) + 10
 
 
 class ScriptedRunner:
@@ -154,9 +158,9 @@ def request(
     )
 
 
-def expected_tokens(prompt: list[int], max_tokens: int) -> list[int]:
+def expected_tokens(prompt: list[int], max_tokens: int, index: int = 0) -> list[int]:
     """What the scripted runner generates for `prompt`, computed without an engine."""
     tokens = list(prompt)
     for _ in range(max_tokens):
-        tokens.append((tokens[-1] * 31 + len(tokens) * 17) % (VOCAB_SIZE - 10) + 10)
+        tokens.append(_next_token(tokens, index))
     return tokens[len(prompt) :]

@@ -57,7 +57,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.core.add_request(client, made)
             for index in range(made.params.n):
                 key = (client, self.next_id, index)
-                self.promised[key] = expected_tokens(prompt, max_tokens)
+                self.promised[key] = expected_tokens(prompt, max_tokens, index)
                 self.prompts[key], self.deadlines[key], self.tokens[key] = prompt, made.deadline, []
         self.next_id += 1
 

@@ -145,6 +145,7 @@ def step_overhead(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.num_steps):
         assert step_and_encode(core) == args.num_seqs
     result = {
+        "step_us_min": round(1e6 * min(whole), 1),
         "step_us_p50": round(1e6 * statistics.median(whole), 1),
         "step_us_p99": round(1e6 * percentile(whole, 99), 1),
     }
@@ -177,7 +178,7 @@ def cache_cost(args: argparse.Namespace) -> dict[str, Any]:
             if repeat:  # the first one warms up
                 seconds[on].append(taken)
     off_s, on_s = (min(seconds[on]) / args.num_requests for on in (False, True))
-    num_real = min(args.num_requests, 2 * args.num_seqs)
+    num_real = min(args.num_requests, args.num_seqs + 2)
     llm = LLM(args.model, dtype="float32", max_num_seqs=args.num_seqs)
     params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=args.output_len, ignore_eos=True)
     real: list[TokensPrompt] = [{"prompt_token_ids": prompt} for prompt in prompts[:num_real]]

@@ -22,8 +22,8 @@ from engine.sequence import NO_ROW, SchedulerOutput, Sequence
 PRIORITY_WEIGHT = 1024
 # A prompt longer than what is left of the budget leaves this part of it to the prompts behind it, if they want it.
 _SHARED_PART = 4
-# One of so many blocks stays free at an admission, for the running sequences to grow into.
-_WATERMARK_PART = 64
+# One of so many blocks stays free at an admission, for the running sequences to grow into: benchmarks/watermark.py.
+WATERMARK_PART = 32
 
 
 class WaitingQueue:
@@ -70,13 +70,19 @@ class Scheduler:
     """Holds every unfinished sequence, waiting or running."""
 
     def __init__(
-        self, kv_cache: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_waiting: int
+        self,
+        kv_cache: KVCacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_waiting: int,
+        watermark_part: int = WATERMARK_PART,
     ) -> None:
         self.kv_cache = kv_cache
         self.num_preemptions = 0
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_waiting = max_num_waiting
-        self._num_watermark_blocks = -(-kv_cache.pool.num_usable_blocks // _WATERMARK_PART)
+        self._num_watermark_blocks = -(-kv_cache.pool.num_usable_blocks // watermark_part)
         self._num_arrivals = 0
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by `order`
@@ -169,7 +175,10 @@ class Scheduler:
     def _schedule_prefills(
         self, prefilling: list[Sequence], budget: int, may_admit: bool
     ) -> list[tuple[Sequence, int]]:
-        """Chunks of the prompts that are under way, then of new ones, as far as the budget goes."""
+        """Chunks of the prompts that are under way, then of new ones, as far as the budget goes.
+
+        There is a token for each row that does not decode, so the budget is not 0 where there is a prompt to compute.
+        """
         chunks: list[tuple[Sequence, int]] = []
         for sequence in self._prompts(prefilling, may_admit):
             num_tokens = sequence.num_uncomputed_tokens

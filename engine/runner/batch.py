@@ -76,9 +76,10 @@ class BatchBuilder:
         for sequence, _ in scheduled:
             self._tables.update(sequence)
             self._sampling.update(sequence)
-        # One pass over Python objects, into one array; all that follows is numpy's.
-        columns = [(s.row, s.num_computed_tokens, n, len(s.token_ids)) for s, n in scheduled]
-        rows, num_computed, num_scheduled, num_known = np.array(columns, dtype=np.int64).T
+        # One pass over Python objects, into one array; all that follows is numpy's. A flat list is twice as fast as one
+        # of tuples.
+        numbers = [x for s, n in scheduled for x in (s.row, s.num_computed_tokens, n, len(s.token_ids))]
+        rows, num_computed, num_scheduled, num_known = np.array(numbers, dtype=np.int64).reshape(-1, 4).T
         seq_lens = num_computed + num_scheduled
         max_query_len, max_seq_len = int(num_scheduled.max()), int(seq_lens.max())
         table = self._tables.rows(rows, -(-max_seq_len // self._block_size))

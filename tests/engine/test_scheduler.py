@@ -146,15 +146,15 @@ def test_a_better_priority_takes_the_blocks_of_a_worse_one() -> None:
 
 
 def test_an_admission_leaves_room_to_grow_unless_nobody_runs() -> None:
-    tested = scheduler(num_blocks=129, seqs=8, budget=4096)  # 128 blocks: 2 stay free
+    tested = scheduler(num_blocks=129, seqs=8, budget=4096)  # 128 blocks: 4 stay free
     tested.add([sequence(100 * 16, 0)])
     run(tested)
     assert tested.kv_cache.pool.num_free_blocks == 28
-    too_long = sequence(27 * 16, 1)
+    too_long = sequence(25 * 16, 1)
     tested.add([too_long])
     assert len(run(tested).scheduled) == 1
     tested.finish(too_long, "abort")
-    tested.add([sequence(24 * 16, 2)])
+    tested.add([sequence(23 * 16, 2)])
     assert len(run(tested).scheduled) == 2
     alone = scheduler(num_blocks=129, budget=4096)
     alone.add([sequence(128 * 16, 0)])

@@ -180,10 +180,12 @@ class Scheduler:
         There is a token for each row that does not decode, so the budget is not 0 where there is a prompt to compute.
         """
         chunks: list[tuple[Sequence, int]] = []
+        least = 2 * self.kv_cache.block_size
         for sequence in self._prompts(prefilling, may_admit):
             num_tokens = sequence.num_uncomputed_tokens
             if num_tokens > budget:
-                num_tokens = max(1, budget - budget // _SHARED_PART)
+                # Not down to crumbs: they cost a step as much as a chunk does.
+                num_tokens = budget if budget <= least else budget - budget // _SHARED_PART
             chunks.append((sequence, num_tokens))
             self.kv_cache.register(sequence, sequence.num_computed_tokens + num_tokens)
             budget -= num_tokens

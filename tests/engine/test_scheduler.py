@@ -61,7 +61,7 @@ def test_a_long_prompt_leaves_a_part_of_the_budget_to_short_ones_behind_it() -> 
     tested.add([sequence(10, 1)])
     assert counts(run(tested)) == [54, 10]  # what the short one left goes back
     tested.add([sequence(300, 2)])
-    assert counts(run(tested)) == [1, 51, 12]  # two long ones: three quarters of 63, of the rest, and what is left
+    assert counts(run(tested)) == [1, 48, 15]  # two long ones: three quarters of 63, and the rest
 
 
 def test_no_more_sequences_run_than_the_budget_has_tokens() -> None:

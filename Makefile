@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test lint bench
+.PHONY: setup serve test nightly lint bench
 
 setup: .venv/.installed
 
@@ -21,6 +21,9 @@ serve: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+nightly: setup
+	$(BIN)/python -m pytest tests/property --hypothesis-profile=nightly --timeout=0 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python -m pytest tests/architecture

@@ -91,7 +91,7 @@ def _check(job: Job, model: ServedModel) -> None:
     # The parameters' own ids, of which there may be a hundred thousand, need to be looked at once.
     rest = msgspec.structs.replace(job.params, allowed_token_ids=None, logit_bias={}, stop_token_ids=())
     for i, token_ids in enumerate(job.prompts):
-        check_request(token_ids, rest if i else job.params, model.info)
+        check_request(token_ids, rest if i else job.params, model.info, priority=job.options.priority)
     num_top = job.params.prompt_logprobs
     if num_top is not None and sum(map(len, job.prompts)) * job.params.n * (1 + num_top) > _MAX_PROMPT_LOGPROBS:
         raise InvalidRequest(

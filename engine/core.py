@@ -4,11 +4,10 @@ Knows requests, sequences, the scheduler and a runner. Must not know sockets, th
 process and the `LLM` class drive it alike, from one thread.
 """
 
-import dataclasses
 import secrets
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engine.api import (
     EngineConfig,
@@ -48,8 +47,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ClientMessage:
+class ClientMessage(NamedTuple):
     """A message of the core to one client."""
 
     client_id: int
@@ -64,12 +62,18 @@ class EngineCore:
     """Serves the requests of many clients on one runner. Every sequence ends exactly once."""
 
     def __init__(self, config: EngineConfig, model: ModelInfo, runner: Runner) -> None:
+        kv_cache = KVCacheManager(
+            runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        # So whatever `check_request` lets in can run, if need be alone: nothing waits for blocks that never come.
+        if kv_cache.num_blocks_for(model.max_model_len) > kv_cache.pool.num_usable_blocks:
+            raise ValueError(f"the KV cache does not hold one sequence of max_model_len {model.max_model_len}")
         self.model = model
         self.runner = runner
         self._requests: dict[tuple[int, int], list[Sequence]] = {}
         self._in_flight: SchedulerOutput | None = None
         self.scheduler = Scheduler(
-            KVCacheManager(runner.num_blocks, config.block_size),
+            kv_cache,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_waiting=config.max_num_waiting,
@@ -87,9 +91,9 @@ class EngineCore:
         key = (client_id, request.request_id)
         if key in self._requests:
             raise ValueError(f"client {client_id} uses request id {request.request_id} twice")
-        check_request(request.prompt_token_ids, request.params, self.model)
+        check_request(request.prompt_token_ids, request.params, self.model, priority=request.priority)
         seed = request.params.seed if request.params.seed is not None else secrets.randbits(64)
-        sequences = [Sequence.from_request(request, client_id, i, seed) for i in range(request.params.n)]
+        sequences = Sequence.samples_of(request, client_id, seed)
         self.scheduler.add(sequences)
         self._requests[key] = sequences
 
@@ -133,6 +137,7 @@ class EngineCore:
         pending = self.runner.launch(self._in_flight)
         on_launched()
         sampled = self.runner.collect(pending)
+        self.scheduler.commit()
         messages = self._update(self._in_flight, sampled)
         self._in_flight = None
         return messages
@@ -202,9 +207,15 @@ def _output(
 ) -> RequestOutput:
     params = sequence.request.params
     usage = prompt_logprobs = None
-    if reason is not None:
-        usage = Usage(num_prompt_tokens=sequence.num_prompt_tokens, num_output_tokens=sequence.num_output_tokens)
-    if params.prompt_logprobs is not None and sequence.num_output_tokens == len(new_token_ids):
+    is_first = sequence.num_output_tokens == len(new_token_ids)
+    # With the first output too: a text that a stop string ends never sees the last one.
+    if reason is not None or is_first:
+        usage = Usage(
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+    if params.prompt_logprobs is not None and is_first:
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, []
     return RequestOutput(
         request_id=sequence.request.request_id,

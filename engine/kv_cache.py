@@ -1,10 +1,16 @@
-"""The paged KV cache's book-keeping: which block belongs to which sequence.
+"""The paged KV cache's book-keeping: which block belongs to which sequences, and which block holds which tokens.
 
-Knows block ids and counts. Must not know tensors (the runner owns them), requests or time.
+A block's K/V depends on its tokens and on all tokens before it. So a full block has a name, its hash: a chain over
+(hash of the block before, tokens), which begins with what else decides the K/V or who may see it. A sequence that needs
+a block of that name takes the block itself, by reference, and does not compute it.
 
-    block ids   0          null block: padding rows of a batch point at it; never handed out
-                1..n-1     free, or referenced by exactly one sequence
+Nobody writes into a block that has a name or a second reader: only full blocks get a name, and only named blocks are
+shared. Knows block ids, counts and hashes. Must not know tensors (the runner owns them), queues or time.
 """
+
+import hashlib
+from array import array
+from collections import OrderedDict
 
 from engine.sequence import Sequence
 
@@ -12,9 +18,14 @@ NULL_BLOCK_ID = 0
 
 
 class BlockPool:
-    """All physical blocks but the null block, handed out most recently freed first.
+    """All physical blocks but block 0, the null block, which padding points at and which is never handed out.
 
-    Their memory is warm, and blocks that no load has ever needed stay pages that the system never had to provide.
+        free        referenced by nobody, no hash: handed out most recently freed first
+        cached      referenced by nobody, has a hash: handed out least recently used first, once no free one is left
+        in use      referenced by one sequence or, if it has a hash, by several
+
+    Most recently freed first, for that memory is warm, and blocks that no load has ever needed stay pages that the
+    system never had to provide.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -22,51 +33,216 @@ class BlockPool:
             raise ValueError("the KV cache needs at least one block besides the null block")
         self.num_usable_blocks = num_blocks - 1
         self._free = list(range(num_blocks - 1, 0, -1))
-        self._is_free = [False, *[True] * (num_blocks - 1)]
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._ref_counts = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._by_hash: dict[bytes, int] = {}
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be allocated now."""
-        return len(self._free)
+        """Blocks that can be allocated now, the cached ones among them."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that nobody references and that can still be found by their hash."""
+        return len(self._cached)
+
+    def ref_count(self, block_id: int) -> int:
+        """How many sequences hold the block."""
+        return self._ref_counts[block_id]
+
+    def hash_of(self, block_id: int) -> bytes | None:
+        """The block's name, if it has one."""
+        return self._hashes[block_id]
 
     def allocate(self, num_blocks: int) -> list[int]:
-        """That many block ids. The caller has checked `num_free_blocks`; IndexError otherwise."""
-        block_ids = [self._free.pop() for _ in range(num_blocks)]
-        for block_id in block_ids:
-            self._is_free[block_id] = False
+        """That many block ids without hash, one reference each.
+
+        The caller has checked `num_free_blocks`; KeyError otherwise.
+        """
+        block_ids = []
+        for _ in range(num_blocks):
+            if self._free:
+                block_id = self._free.pop()
+            else:
+                block_id, _ = self._cached.popitem(last=False)
+                self._forget(block_id)
+            self._ref_counts[block_id] = 1
+            block_ids.append(block_id)
         return block_ids
 
     def free(self, block_ids: list[int]) -> None:
-        """Give blocks back. Raises ValueError on a block that is not in use: a double free corrupts other sequences."""
-        for block_id in block_ids:
-            if block_id == NULL_BLOCK_ID or self._is_free[block_id]:
+        """Give one reference to each of them back.
+
+        The last of the list is forgotten first: a prefix is worth more than what follows it, which is never found
+        without it. Raises ValueError on a block that is not in use: a double free corrupts other sequences.
+        """
+        for block_id in reversed(block_ids):
+            if self._ref_counts[block_id] <= 0:
                 raise ValueError(f"block {block_id} is not in use")
-            self._is_free[block_id] = True
+            self._ref_counts[block_id] -= 1
+            if self._ref_counts[block_id] > 0:
+                continue
+            if self._hashes[block_id] is None:
+                self._free.append(block_id)
+            else:
+                self._cached[block_id] = None
+
+    def find(self, block_hash: bytes) -> int | None:
+        """The block of that name."""
+        return self._by_hash.get(block_hash)
+
+    def share(self, block_ids: list[int]) -> None:
+        """Take one more reference to each of these blocks, which `find` gave."""
+        for block_id in block_ids:
+            if self._ref_counts[block_id] == 0:
+                del self._cached[block_id]
+            self._ref_counts[block_id] += 1
+
+    def name(self, block_id: int, block_hash: bytes) -> None:
+        """Let a block in use be found by `block_hash`, unless another block has that name already."""
+        if block_hash not in self._by_hash:
+            self._hashes[block_id] = block_hash
+            self._by_hash[block_hash] = block_id
+
+    def forget(self, block_id: int) -> None:
+        """Take the block's name away: what it holds is not what the name says."""
+        self._forget(block_id)
+        if block_id in self._cached:
+            del self._cached[block_id]
             self._free.append(block_id)
+
+    def _forget(self, block_id: int) -> None:
+        block_hash, self._hashes[block_id] = self._hashes[block_id], None
+        if block_hash is not None:
+            del self._by_hash[block_hash]
 
 
 class KVCacheManager:
-    """Gives sequences the blocks that their tokens need, and takes them back."""
+    """Gives sequences the blocks that their tokens need, shared where their content is there, and takes them back.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    Blocks get their names when the step that fills them is scheduled, so that the sequences of one step share too: in
+    each layer a step writes all its K/V before it reads any. `commit` says that the step has been computed; the names
+    of a step that was not are taken back.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
+        self.num_prefix_query_tokens = 0
+        self.num_prefix_hit_tokens = 0
+        self._is_caching = enable_prefix_caching
+        self._uncommitted: list[int] = []
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make the block table reach `num_tokens` tokens; False, and nothing changed, if too few blocks are free."""
-        num_missing = self.num_blocks_for(num_tokens) - len(sequence.block_ids)
-        if num_missing > self.pool.num_free_blocks:
+    def admit(self, sequence: Sequence, num_spare_blocks: int) -> bool:
+        """Give a sequence without blocks those of all its tokens, and count what the cache has of them as computed.
+
+        False, and nothing changed, if fewer than `num_spare_blocks` would be left.
+        """
+        found = self._find(sequence, 0)
+        num_missing = self.num_blocks_for(sequence.num_tokens) - len(found)
+        num_idle = sum(self.pool.ref_count(block_id) == 0 for block_id in found)
+        if num_missing + num_idle + num_spare_blocks > self.pool.num_free_blocks:
             return False
-        if num_missing > 0:
-            sequence.block_ids.extend(self.pool.allocate(num_missing))
+        self.pool.share(found)
+        sequence.block_ids = found + self.pool.allocate(num_missing)
+        sequence.num_computed_tokens = len(found) * self.block_size
+        self.num_prefix_query_tokens += sequence.num_tokens if self._is_caching else 0
+        self.num_prefix_hit_tokens += sequence.num_computed_tokens
         return True
 
+    def grow(self, sequence: Sequence) -> bool:
+        """Add a block to a sequence; False, and nothing changed, if none is free."""
+        if not self.pool.num_free_blocks:
+            return False
+        sequence.block_ids += self.pool.allocate(1)
+        return True
+
+    def catch_up(self, sequence: Sequence) -> None:
+        """Before the next chunk of a prompt: skip what others have computed of it since the last one.
+
+        So prompts that begin alike, and n samples of one prompt, do no work twice though all of them are under way.
+        """
+        first = sequence.num_computed_tokens // self.block_size
+        found = self._find(sequence, first)
+        if not found:
+            return
+        end = first + len(found)
+        own = sequence.block_ids
+        self.pool.share(found)
+        self.pool.free(own[first:end])
+        sequence.block_ids = [*own[:first], *found, *own[end:]]
+        self.num_prefix_hit_tokens += end * self.block_size - sequence.num_computed_tokens
+        sequence.num_computed_tokens = end * self.block_size
+
+    def register(self, sequence: Sequence, num_tokens: int) -> None:
+        """Name the blocks that are full once `num_tokens` tokens of the sequence are computed, which this step does."""
+        first, end = sequence.num_computed_tokens // self.block_size, num_tokens // self.block_size
+        if first >= end or not self._is_caching:
+            return
+        hashes = self._hashes(sequence, end)
+        for index in range(first, end):
+            self._uncommitted.append(sequence.block_ids[index])
+            self.pool.name(sequence.block_ids[index], hashes[index])
+
+    def commit(self) -> None:
+        """The step whose blocks were registered has been computed."""
+        self._uncommitted.clear()
+
+    def discard_uncommitted(self) -> None:
+        """A step that was scheduled was not computed to its end: nobody may find its blocks."""
+        for block_id in self._uncommitted:
+            self.pool.forget(block_id)
+        self._uncommitted.clear()
+
     def release(self, sequence: Sequence) -> None:
-        """Take all blocks of the sequence back; its K/V is gone."""
+        """Take all blocks of the sequence back; what nobody else has named or holds of its K/V is gone."""
         self.pool.free(sequence.block_ids)
-        sequence.block_ids.clear()
+        sequence.block_ids = []
         sequence.num_computed_tokens = 0
+
+    def _find(self, sequence: Sequence, first: int) -> list[int]:
+        """The blocks that hold the sequence's tokens from logical block `first` on, as far as the cache has them.
+
+        At least one token stays to be computed: the next one comes from its logits. A request that wants the prompt's
+        log-probabilities needs the logits of all of them.
+        """
+        if not self._is_caching or sequence.request.params.prompt_logprobs is not None:
+            return []
+        found: list[int] = []
+        end = (sequence.num_tokens - 1) // self.block_size
+        hashes = self._hashes(sequence, end)
+        for index in range(first, end):
+            block_id = self.pool.find(hashes[index])
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        """At least the first `num_blocks` hashes of the sequence's blocks; each is computed once."""
+        hashes = sequence.block_hashes
+        start = len(hashes)
+        if start >= num_blocks:
+            return hashes
+        if start <= sequence.num_prompt_tokens // self.block_size < num_blocks:
+            # The samples of a request share the list of the prompt's hashes; what follows is each one's own.
+            hashes = sequence.block_hashes = hashes.copy()
+        size = self.block_size
+        parent = hashes[-1] if hashes else _root(sequence)
+        # Packed once for all blocks; a token id takes the 4 bytes of a C int.
+        tokens = memoryview(array("i", sequence.token_ids[start * size : num_blocks * size]))
+        for offset in range(0, len(tokens), size):
+            parent = hashlib.sha256(parent + tokens[offset : offset + size]).digest()
+            hashes.append(parent)
+        return hashes
+
+
+def _root(sequence: Sequence) -> bytes:
+    """What the chain of a sequence begins with: all but the tokens that its K/V, or who may share it, depends on."""
+    return hashlib.sha256(sequence.request.cache_salt.encode("utf-8", "surrogatepass")).digest()

@@ -34,7 +34,6 @@ from engine.text import ChatTemplate, TextStream, Tokenizer, bad_words_ids
 log = logging.getLogger(__name__)
 
 _CLIENT = 0
-_MAX_INT31 = 2**31
 
 ItemT = TypeVar("ItemT")
 Message = dict[str, Any]
@@ -149,12 +148,12 @@ class LLM:
     ) -> list[GenerationOutput]:
         params_list = self._params_for(len(prompts), sampling_params)
         priorities = _one_each([0] * len(prompts) if priority is None else priority, len(prompts), "priority", int)
-        if any(isinstance(one, bool) or not -_MAX_INT31 <= one < _MAX_INT31 for one in priorities):
-            raise InvalidRequest("'priority' must hold signed 32-bit integers.", "priority")
+        if any(isinstance(one, bool) for one in priorities):
+            raise InvalidRequest("'priority' must hold integers.", "priority")
         requests: list[GenerateRequest] = []
         tasks: dict[int, _Task] = {}
         for (text, token_ids), params, rank in zip(prompts, params_list, priorities, strict=True):
-            check_request(token_ids, params, self._model)
+            check_request(token_ids, params, self._model, priority=rank)
             request_id = next(self._request_ids)
             streams = [TextStream(self._tokenizer, params) for _ in range(params.n)]
             outputs = [CompletionOutput(index) for index in range(params.n)]

@@ -1,35 +1,93 @@
 """The scheduler: which sequences run in the next step, and how many tokens of each.
 
-There is no prefill phase and no decode phase. A step is {sequence: number of tokens}; every running sequence asks for
-the tokens whose K/V is missing (`num_uncomputed_tokens`: one while it decodes, a whole prompt when it is new, the rest
-of one when it was cut to the budget), and gets as many as the step's budget leaves.
+There is no prefill phase and no decode phase. A step is {sequence: number of tokens}; a running sequence asks for the
+tokens whose K/V is missing: one while it decodes, a whole prompt when it is new, the rest of one when it was cut to the
+budget. Decodes are served first, so that no prompt ever stalls a stream; prompts share what is left.
 
-Order is first come, first served. When blocks run out, the youngest running sequence is preempted: its blocks are taken
-back and it waits, first in line, to be computed again with the tokens it already has.
+All sequences stand in one order, by arrival and priority. It decides who is admitted next, and who is preempted when
+blocks run out: the last one. docs/scheduling.md says why, and why nobody waits for ever.
 
 Knows sequences, counts and blocks. Must not know tensors, sockets or time.
 """
 
-from collections import deque
+import bisect
+import heapq
 from collections.abc import Iterator
 
 from engine.api import FinishReason, Overloaded
 from engine.kv_cache import KVCacheManager
 from engine.sequence import NO_ROW, SchedulerOutput, Sequence
 
+# How many later requests of the next better priority may pass a waiting one: it stands behind at most that many.
+PRIORITY_WEIGHT = 1024
+# A prompt longer than what is left of the budget leaves this part of it to the prompts behind it, if they want it.
+_SHARED_PART = 4
+# One of so many blocks stays free at an admission, for the running sequences to grow into: benchmarks/watermark.py.
+WATERMARK_PART = 32
+
+
+class WaitingQueue:
+    """Sequences that wait, in their order. Ended ones are removed late, so that ending one costs no search."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, int, int], Sequence]] = []
+        self._num_ended = 0
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._num_ended
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (sequence for _, sequence in self._heap if sequence.finish_reason is None)
+
+    def push(self, sequence: Sequence) -> None:
+        """Add a sequence; no other may have its `order`."""
+        heapq.heappush(self._heap, (sequence.order, sequence))
+
+    def first(self) -> Sequence:
+        """The next one. The queue must not be empty."""
+        while self._heap[0][1].finish_reason is not None:
+            heapq.heappop(self._heap)
+            self._num_ended -= 1
+        return self._heap[0][1]
+
+    def pop(self) -> Sequence:
+        """Take the next one out. The queue must not be empty."""
+        sequence = self.first()
+        heapq.heappop(self._heap)
+        return sequence
+
+    def note_ended(self) -> None:
+        """A sequence that waits here has got its finish reason."""
+        self._num_ended += 1
+        # Half of them ended: sweeping now costs each one a constant.
+        if 2 * self._num_ended > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[1].finish_reason is None]
+            heapq.heapify(self._heap)
+            self._num_ended = 0
+
 
 class Scheduler:
     """Holds every unfinished sequence, waiting or running."""
 
     def __init__(
-        self, kv_cache: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_waiting: int
+        self,
+        kv_cache: KVCacheManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_waiting: int,
+        watermark_part: int = WATERMARK_PART,
     ) -> None:
         self.kv_cache = kv_cache
+        self.num_preemptions = 0
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_waiting = max_num_waiting
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._num_watermark_blocks = -(-kv_cache.pool.num_usable_blocks // watermark_part)
+        self._num_arrivals = 0
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []  # by `order`
+        # Never more sequences than the budget has tokens: each one that decodes gets its token in every step.
+        self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens) - 1, -1, -1))
 
     @property
     def num_waiting(self) -> int:
@@ -43,7 +101,7 @@ class Scheduler:
 
     def has_unfinished(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._waiting or self._running)
+        return bool(self._running or self._waiting)
 
     def unfinished(self) -> Iterator[Sequence]:
         """Every unfinished sequence."""
@@ -59,53 +117,121 @@ class Scheduler:
         num_waiting_after = len(self._waiting) + len(sequences) - len(self._free_rows)
         if self._waiting and num_waiting_after > self._max_num_waiting:
             raise Overloaded("The waiting queue is full; try again later.")
-        self._waiting.extend(sequences)
+        arrival = self._num_arrivals
+        self._num_arrivals += 1
+        for index, sequence in enumerate(sequences):
+            rank = arrival + sequence.request.priority * PRIORITY_WEIGHT
+            sequence.order = (rank, arrival, index)
+            self._waiting.push(sequence)
 
     def schedule(self) -> SchedulerOutput:
-        """The next step. Every scheduled token has its block, and every scheduled sequence its row."""
-        scheduled: list[tuple[Sequence, int]] = []
-        budget = self._max_num_batched_tokens
-        num_preempted = 0
-        # Preemption only removes sequences at the end of the list, which this loop has not reached.
-        index = 0
-        while index < len(self._running) and budget > 0:
-            sequence = self._running[index]
-            num_tokens = min(sequence.num_uncomputed_tokens, budget)
-            while not self.kv_cache.grow(sequence, sequence.num_computed_tokens + num_tokens):
-                num_preempted += 1
-                if self._preempt_youngest() is sequence:
-                    break
-            else:
-                scheduled.append((sequence, num_tokens))
-                budget -= num_tokens
-                index += 1
+        """The next step. Every scheduled token has its block, and every scheduled sequence its row.
+
+        The step before must have been committed, or its blocks are forgotten.
+        """
+        self.kv_cache.discard_uncommitted()
+        num_preemptions = self.num_preemptions
+        scheduled, prefilling = self._schedule_decodes()
         # After a preemption nobody is admitted: the blocks it won back are for those that run.
-        while self._waiting and self._free_rows and budget > 0 and not num_preempted:
-            sequence = self._waiting[0]
-            # The blocks of the whole prompt are taken at once, so that a half-computed prompt never waits for blocks.
-            if not self.kv_cache.grow(sequence, sequence.num_tokens):
-                break
-            self._waiting.popleft()
-            sequence.row = self._free_rows.pop()
-            self._running.append(sequence)
-            num_tokens = min(sequence.num_uncomputed_tokens, budget)
-            scheduled.append((sequence, num_tokens))
-            budget -= num_tokens
+        may_admit = self.num_preemptions == num_preemptions
+        scheduled += self._schedule_prefills(prefilling, self._max_num_batched_tokens - len(scheduled), may_admit)
         return SchedulerOutput(tuple(scheduled))
+
+    def commit(self) -> None:
+        """The last step has been computed: what it wrote may be found by those that come."""
+        self.kv_cache.commit()
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End an unfinished sequence: its blocks and its row are free at once."""
         sequence.finish_reason = reason
         if sequence.row == NO_ROW:
-            self._waiting.remove(sequence)
+            self._waiting.note_ended()
         else:
             self._running.remove(sequence)
             self._release(sequence)
 
-    def _preempt_youngest(self) -> Sequence:
+    def _schedule_decodes(self) -> tuple[list[tuple[Sequence, int]], list[Sequence]]:
+        """One token for each running sequence that lacks only one; the other running ones."""
+        scheduled: list[tuple[Sequence, int]] = []
+        prefilling: list[Sequence] = []
+        block_size = self.kv_cache.block_size
+        running = self._running
+        # A preemption only removes the last of the list, which this loop has not passed.
+        index = 0
+        while index < len(running):
+            sequence = running[index]
+            num_computed = sequence.num_computed_tokens
+            index += 1
+            if len(sequence.token_ids) - num_computed > 1:
+                prefilling.append(sequence)
+                continue
+            if num_computed == len(sequence.block_ids) * block_size and not self._grow(sequence):
+                break
+            if (num_computed + 1) % block_size == 0:
+                self.kv_cache.register(sequence, num_computed + 1)
+            scheduled.append((sequence, 1))
+        return scheduled, prefilling
+
+    def _schedule_prefills(
+        self, prefilling: list[Sequence], budget: int, may_admit: bool
+    ) -> list[tuple[Sequence, int]]:
+        """Chunks of the prompts that are under way, then of new ones, as far as the budget goes.
+
+        There is a token for each row that does not decode, so the budget is not 0 where there is a prompt to compute.
+        """
+        chunks: list[tuple[Sequence, int]] = []
+        least = 2 * self.kv_cache.block_size
+        for sequence in self._prompts(prefilling, may_admit):
+            num_tokens = sequence.num_uncomputed_tokens
+            if num_tokens > budget:
+                # Not down to crumbs: they cost a step as much as a chunk does.
+                num_tokens = budget if budget <= least else budget - budget // _SHARED_PART
+            chunks.append((sequence, num_tokens))
+            self.kv_cache.register(sequence, sequence.num_computed_tokens + num_tokens)
+            budget -= num_tokens
+            if not budget:
+                break
+        # What nobody behind wanted goes to the first that was cut.
+        for index, (sequence, num_tokens) in enumerate(chunks):
+            more = min(budget, sequence.num_uncomputed_tokens - num_tokens)
+            if more:
+                chunks[index] = (sequence, num_tokens + more)
+                self.kv_cache.register(sequence, sequence.num_computed_tokens + num_tokens + more)
+                budget -= more
+        return chunks
+
+    def _prompts(self, prefilling: list[Sequence], may_admit: bool) -> Iterator[Sequence]:
+        """The prompts to compute, in order; each new one is admitted when the caller comes to it.
+
+        The blocks of a whole prompt are taken at its admission, so a half-computed prompt never waits for blocks.
+        """
+        for sequence in prefilling:
+            self.kv_cache.catch_up(sequence)
+            yield sequence
+        while may_admit and self._waiting and self._free_rows:
+            sequence = self._waiting.first()
+            if not self.kv_cache.admit(sequence, self._num_watermark_blocks if self._running else 0):
+                return
+            self._waiting.pop()
+            if not sequence.num_preemptions:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.row = self._free_rows.pop()
+            bisect.insort(self._running, sequence, key=lambda running: running.order)
+            yield sequence
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Get the sequence its next block, if need be from the last ones in the order; False if that is itself."""
+        while not self.kv_cache.grow(sequence):
+            if self._preempt_last() is sequence:
+                return False
+        return True
+
+    def _preempt_last(self) -> Sequence:
         victim = self._running.pop()
         self._release(victim)
-        self._waiting.appendleft(victim)
+        self._waiting.push(victim)
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
         return victim
 
     def _release(self, sequence: Sequence) -> None:

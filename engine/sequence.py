@@ -20,9 +20,14 @@ class Sequence:
     index: which of the request's n samples.
     seed: 64-bit key of its random numbers, fixed at creation.
     token_ids: prompt and output. num_computed_tokens: how many of them have their K/V in the cache.
-    block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size).
+    block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size). The list only ever
+        grows; any other change is a new list, so that identity and length tell whether a copy of it is current.
+    block_hashes: names of its full blocks, as far as they were needed; the samples of a request share those of the
+        prompt.
     num_cached_tokens: how many prompt tokens it found in the prefix cache when it was first admitted.
+    num_preemptions: how often its blocks were taken back.
     row: its fixed row in the runner's per-sequence state while it is running, else NO_ROW.
+    order: its place among all sequences, lowest first; the scheduler gives it once, for good.
     prompt_logprobs: those of prompt tokens 1, 2, ... so far, until its first output takes them along.
     """
 
@@ -34,8 +39,11 @@ class Sequence:
     num_prompt_tokens: int
     num_computed_tokens: int = 0
     block_ids: list[int] = dataclasses.field(default_factory=list)
+    block_hashes: list[bytes] = dataclasses.field(default_factory=list)
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
     row: int = NO_ROW
+    order: tuple[int, int, int] = (0, 0, 0)
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
 
@@ -54,6 +62,14 @@ class Sequence:
             token_ids=list(request.prompt_token_ids),
             num_prompt_tokens=len(request.prompt_token_ids),
         )
+
+    @classmethod
+    def samples_of(cls, request: GenerateRequest, client_id: int, base_seed: int) -> "list[Sequence]":
+        """The n samples of a request, which hash their prompt together."""
+        samples = [cls.from_request(request, client_id, index, base_seed) for index in range(request.params.n)]
+        for sample in samples[1:]:
+            sample.block_hashes = samples[0].block_hashes
+        return samples
 
     @property
     def num_tokens(self) -> int:

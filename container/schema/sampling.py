@@ -60,8 +60,6 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
     def check(self) -> None:
         """Raises InvalidRequest for fields that are out of range, or that ask for the impossible together."""
-        if not -_MAX_INT32 - 1 <= self.priority <= _MAX_INT32:
-            raise InvalidRequest("'priority' must be a signed 32-bit integer.", "priority")
         if self.cache_salt is not None and not 0 < len(self.cache_salt) <= _MAX_SALT_CHARS:
             raise InvalidRequest(f"'cache_salt' must have 1 to {_MAX_SALT_CHARS} characters.", "cache_salt")
         if self.stream and self.prompt_logprobs is not None:

@@ -22,6 +22,7 @@ from engine.api.errors import (
 )
 from engine.api.framing import MAX_FRAME_BYTES, FrameError, FrameReader, frame
 from engine.api.messages import (
+    MAX_PRIORITY,
     Abort,
     EngineMessage,
     EngineState,
@@ -47,6 +48,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_LOGPROBS",
     "MAX_N",
+    "MAX_PRIORITY",
     "Abort",
     "ContextLengthExceeded",
     "DeadlineExceeded",

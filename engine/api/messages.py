@@ -15,6 +15,8 @@ from engine.api.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 EngineState = Literal["starting", "ready", "draining", "failed"]
+# Bounded, for so is the number of later requests that may pass one of a worse priority: nothing waits for ever.
+MAX_PRIORITY = 1000
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +43,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_id: unique among the requests of one connection; chosen by the worker, never taken from a client.
     deadline: time.monotonic() after which the request ends with DeadlineExceeded. Both processes share the clock.
     bad_words_ids: the tokenisations of `params.bad_words`; the engine knows no text.
-    priority: lower is served earlier.
+    priority: lower is served earlier; between -MAX_PRIORITY and MAX_PRIORITY.
     cache_salt: requests share cached prefixes only with requests of the same salt.
     """
 
@@ -132,6 +134,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     stamp: time.monotonic() when the engine thread wrote it. A stamp older than the stall limit means that the engine is
     stopped or hung, whatever `state` says.
     stage: what is going on, for people ("loading weights").
+    num_free_blocks: blocks that can be handed out; those that still hold a cached prefix are among them.
+    num_preemptions, num_prefix_query_tokens, num_prefix_hit_tokens: since the start. Tokens that were looked up in the
+        prefix cache, and those of them that were found there; a preempted sequence looks its tokens up again.
     """
 
     state: EngineState
@@ -143,6 +148,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     num_waiting: int = 0
     num_free_blocks: int = 0
     num_blocks: int = 0
+    num_preemptions: int = 0
+    num_prefix_query_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
 
 
 WorkerMessage = Generate | Abort
@@ -168,12 +176,15 @@ def decode_engine_message(data: bytes | bytearray | memoryview) -> EngineMessage
     return _engine_decoder.decode(data)
 
 
-def check_request(prompt_token_ids: list[int], params: SamplingParams, model: ModelInfo) -> None:
+def check_request(prompt_token_ids: list[int], params: SamplingParams, model: ModelInfo, *, priority: int = 0) -> None:
     """Refuse a request that the model cannot serve: the one check that the web tier, `LLM` and the engine share.
 
-    Raises InvalidRequest for an empty prompt or a token id outside the vocabulary, ContextLengthExceeded where prompt
-    and output do not fit into max_model_len.
+    Raises InvalidRequest for an empty prompt, a token id outside the vocabulary or a priority out of range,
+    ContextLengthExceeded where prompt and output do not fit into max_model_len. The cache holds at least one sequence
+    of max_model_len, so what passes can run.
     """
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidRequest(f"'priority' must be between {-MAX_PRIORITY} and {MAX_PRIORITY}.", "priority")
     num_prompt_tokens = len(prompt_token_ids)
     if num_prompt_tokens == 0:
         raise InvalidRequest("The prompt is empty: it must have at least one token.", "prompt")

@@ -38,26 +38,27 @@ class BlockTables:
     """Block ids of the running sequences, one fixed row each: int32 [max_num_seqs, max_blocks].
 
     A row is right if it holds the sequence's list, whoever wrote it: rows are handed on, and a preempted sequence comes
-    back with other blocks. So each row is compared with what was written last, a C loop over a short list, and nothing
-    has to be told to the runner.
+    back with other blocks. A list only ever grows, so identity and length tell whether a row is current, at the same
+    cost for every length, and nothing has to be told to the runner.
     """
 
     def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
         self._table: IntArray = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
-        self._written: list[list[int]] = [[] for _ in range(max_num_seqs)]
+        # The list that a row holds, kept alive so that no other can have its identity, and how much of it.
+        self._written: list[tuple[list[int] | None, int]] = [(None, 0)] * max_num_seqs
 
     def update(self, sequence: Sequence) -> None:
         """Make the sequence's row hold its blocks, and the null block after them."""
-        written, block_ids, row = self._written[sequence.row], sequence.block_ids, self._table[sequence.row]
-        if written == block_ids:
+        block_ids = sequence.block_ids
+        written, num_written = self._written[sequence.row]
+        if written is block_ids and num_written == len(block_ids):
             return
-        num_kept = len(written)
-        if written != block_ids[:num_kept]:
-            row[: len(written)] = 0
-            written.clear()
-            num_kept = 0
-        row[num_kept : len(block_ids)] = block_ids[num_kept:]
-        written.extend(block_ids[num_kept:])
+        row = self._table[sequence.row]
+        if written is not block_ids:
+            row[len(block_ids) : num_written] = 0  # the null block
+            num_written = 0
+        row[num_written : len(block_ids)] = block_ids[num_written:]
+        self._written[sequence.row] = (block_ids, len(block_ids))
 
     def rows(self, rows: IntArray, num_blocks: int) -> IntArray:
         """A copy of the first `num_blocks` of these rows, [len(rows), num_blocks]."""
@@ -74,42 +75,56 @@ class BatchBuilder:
 
     def build(self, output: SchedulerOutput) -> InputBatch:
         """The batch of a schedule with at least one pair."""
-        token_ids: list[int] = []
-        for sequence, num_tokens in output.scheduled:
+        scheduled = output.scheduled
+        for sequence, _ in scheduled:
             self._tables.update(sequence)
             self._sampling.update(sequence)
-            start = sequence.num_computed_tokens
-            token_ids += sequence.token_ids[start : start + num_tokens]
-        columns = [(s.row, s.num_computed_tokens, n, len(s.token_ids)) for s, n in output.scheduled]
-        rows, num_computed, num_scheduled, num_known = np.array(columns, dtype=np.int64).T
+        # One pass over Python objects, into one array; all that follows is numpy's. A flat list is twice as fast as one
+        # of tuples.
+        numbers = [x for s, n in scheduled for x in (s.row, s.num_computed_tokens, n, len(s.token_ids))]
+        rows, num_computed, num_scheduled, num_known = np.array(numbers, dtype=np.int64).reshape(-1, 4).T
         seq_lens = num_computed + num_scheduled
         max_query_len, max_seq_len = int(num_scheduled.max()), int(seq_lens.max())
         table = self._tables.rows(rows, -(-max_seq_len // self._block_size))
 
-        ends = num_scheduled.cumsum()
-        query_start_loc = np.concatenate(([0], ends))
+        query_start_loc = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum(num_scheduled, out=query_start_loc[1:])
+        input_ids = _input_ids(output, int(query_start_loc[-1]), max_query_len)
         if max_query_len == 1:
             positions, owner = num_computed, np.arange(len(rows))
         else:
             owner = np.arange(len(rows)).repeat(num_scheduled)
-            positions = np.arange(len(token_ids)) - (query_start_loc[:-1] - num_computed).repeat(num_scheduled)
+            positions = np.arange(len(input_ids)) - (query_start_loc[:-1] - num_computed).repeat(num_scheduled)
         block_index, offset = np.divmod(positions, self._block_size)
         slots = table[owner, block_index].astype(np.int64) * self._block_size + offset
 
-        reaches_end = seq_lens == num_known
-        sampled = np.flatnonzero(reaches_end)
+        sampled = np.flatnonzero(seq_lens == num_known)
         return InputBatch(
-            input_ids=torch.tensor(token_ids, dtype=torch.int64),
-            positions=torch.from_numpy(positions),
+            input_ids=torch.from_numpy(input_ids),
+            positions=torch.from_numpy(np.ascontiguousarray(positions)),
             attention=AttentionMetadata(
                 slot_mapping=torch.from_numpy(slots),
-                query_start_loc=torch.from_numpy(query_start_loc.astype(np.int32)),
+                query_start_loc=torch.from_numpy(query_start_loc),
                 seq_lens=torch.from_numpy(seq_lens.astype(np.int32)),
                 block_table=torch.from_numpy(table),
                 max_query_len=max_query_len,
                 max_seq_len=max_seq_len,
             ),
-            logits_indices=torch.from_numpy(ends[sampled] - 1),
+            logits_indices=torch.from_numpy(query_start_loc[1:][sampled].astype(np.int64) - 1),
             sampling=self._sampling.batch(rows[sampled], num_known[sampled], tuple(sampled.tolist())),
             prompt_logprobs=prompt_rows(output.scheduled),
         )
+
+
+def _input_ids(output: SchedulerOutput, num_tokens: int, max_query_len: int) -> IntArray:
+    """The scheduled tokens one after the other, int64 [num_tokens]."""
+    if max_query_len == 1:
+        ids = [s.token_ids[s.num_computed_tokens] for s, _ in output.scheduled]
+        return np.array(ids, dtype=np.int64)
+    input_ids = np.empty(num_tokens, dtype=np.int64)
+    start = 0
+    for sequence, num_scheduled in output.scheduled:
+        first = sequence.num_computed_tokens
+        input_ids[start : start + num_scheduled] = sequence.token_ids[first : first + num_scheduled]
+        start += num_scheduled
+    return input_ids

@@ -25,6 +25,7 @@ class Candidate:
     """One row of the result.
 
     engine: a name in peer_runner.ENGINES. settings: passed to the engine's constructor. environment: on top of ours.
+    starts: the kinds of start to a first token, in the order in which they are measured; the first has empty caches.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Candidate:
     python: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    starts: tuple[str, ...] = ("start", "start_compiled")
 
 
 class PeerFailed(RuntimeError):
@@ -62,19 +64,21 @@ def run_candidate(
             env=_environment(candidate, cache_dir),
             start_new_session=True,  # so that its own children end with it
         )
-        watchdog = threading.Timer(timeout_s, _kill, (process, signal.SIGKILL))
-        watchdog.start()
+        watchdog = _kill_after(timeout_s, process)
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(MARK):
-                    seconds = time.perf_counter() - start
-                    report = json.loads(line[len(MARK) :])
-                    break
-                log.write(line)
+            for line in process.stdout:  # until none of its processes is left to write
+                if not line.startswith(MARK):
+                    log.write(line)
+                    continue
+                seconds = time.perf_counter() - start
+                report = json.loads(line[len(MARK) :])
+                watchdog.cancel()
+                watchdog = _kill_after(_END_TIMEOUT_S, process)
         finally:
             watchdog.cancel()
-            _end(process)
+            _kill(process)  # no process of it may be left to take time from the next
+            process.wait(_END_TIMEOUT_S)
     if report is None:
         raise PeerFailed(f"{candidate.name} failed: {_last_error(log_file)} (log: {log_file})")
     return report, seconds
@@ -89,20 +93,15 @@ def _environment(candidate: Candidate, cache_dir: Path) -> dict[str, str]:
     return {**inherited, "HF_HUB_OFFLINE": "1", **caches, **candidate.environment}
 
 
-def _kill(process: "subprocess.Popen[str]", signal_number: int) -> None:
+def _kill_after(seconds: float, process: "subprocess.Popen[str]") -> threading.Timer:
+    timer = threading.Timer(seconds, _kill, (process,))
+    timer.start()
+    return timer
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal_number)
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    """No process of it may be left to take time from the next."""
-    _kill(process, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_END_TIMEOUT_S)
-    _kill(process, signal.SIGKILL)
-    process.wait(_END_TIMEOUT_S)
-    if process.stdout is not None:
-        process.stdout.close()
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_error(log_file: Path) -> str:

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ _MAX_MODEL_LEN = 2048
 _KV_CACHE_GIB = 4
 _SINGLE_WARM_UP_LEN = 8
 _BATCH_WARM_UP_LEN = 4
+_BUSY_LOAD = 0.5  # of the last minute, before we begin: nothing else should run
 _STARTS = 3  # fresh processes to a first token in each round; of vLLM, whose take minutes, one
 
 
@@ -166,6 +168,8 @@ def run_rounds(args: argparse.Namespace, vllm_python: Path, work_dir: Path) -> t
                 continue
             try:
                 measured[row.name]["rounds"].append(measure(row, args, args.seed + number, work_dir))
+                # Hours may pass until the result: what there is shall outlive an interruption.
+                (work_dir / "measured.json").write_text(json.dumps({"bandwidths": bandwidths, "rows": measured}))
             except PeerFailed as error:
                 if row.name in ("galley", "vllm", "vllm_tuned"):
                     raise
@@ -224,6 +228,12 @@ def main() -> None:
     args = parse()
     shape = shape_from(args)
     work_dir = Path(tempfile.mkdtemp(prefix="galley-peers-"))
+    say(f"plans, logs and what is measured so far: {work_dir}")
+    # Otherwise an engine in a session of its own would live on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    load = os.getloadavg()[0]
+    if load > _BUSY_LOAD:
+        say(f"the load average is {load:.1f}: engines that wait for their slowest thread suffer most from company")
     if "vllm" not in args.engines:
         say("vLLM is left out: the exit status will be 1")
     try:
@@ -235,7 +245,7 @@ def main() -> None:
         raise SystemExit(f"no result: {error}") from error
     result = assess(measured, bandwidth, shape, args)
     print_tables(result)
-    finish({"benchmark": "cpu_peers", **vars(args), **result, "machine": machine()})
+    finish({"benchmark": "cpu_peers", **vars(args), "load_before": load, **result, "machine": machine()})
     if "vllm" not in args.engines:
         raise SystemExit(1)
 

@@ -80,7 +80,7 @@ def run_candidate(
             _kill(process)  # no process of it may be left to take time from the next
             process.wait(_END_TIMEOUT_S)
     if report is None:
-        raise PeerFailed(f"{candidate.name} failed: {_last_error(log_file)} (log: {log_file})")
+        raise PeerFailed(f"{candidate.name} failed: {_last_error(log_file, process.returncode)} (log: {log_file})")
     return report, seconds
 
 
@@ -104,7 +104,7 @@ def _kill(process: "subprocess.Popen[str]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _last_error(log_file: Path) -> str:
-    lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
+def _last_error(log_file: Path, status: int) -> str:
+    lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines()]
     errors = [line for line in lines if "Error: " in line]
-    return (errors or lines or ["it was killed, or ended without a word"])[-1][-300:]
+    return errors[-1][-300:] if errors else f"exit status {status}"

@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test nightly lint bench
+.PHONY: setup serve test nightly lint bench bench-peers
 
 setup: .venv/.installed
 
@@ -30,3 +30,6 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/offline.py --model $(MODEL) && $(BIN)/python benchmarks/serving.py --model $(MODEL)
+
+bench-peers: setup
+	$(BIN)/python benchmarks/cpu_peers.py $(ARGS)

@@ -37,7 +37,7 @@ def core(num_blocks: int = 100, **settings: int) -> EngineCore:
     runner = LogprobRunner(
         num_blocks, 16, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
     )
-    return EngineCore(config, model_info(), runner)
+    return EngineCore(config, model_info(max_model_len=min(256, (num_blocks - 1) * 16)), runner)
 
 
 def run(tested: EngineCore) -> list[RequestOutput]:
@@ -55,7 +55,7 @@ def test_prompt_entries_come_once_with_the_first_output_though_the_prompt_is_cut
         mine = [output for output in outputs if output.index == index]
         assert [output.prompt_logprobs is None for output in mine] == [False, True, True]
         assert [-e.logprob for e in mine[0].prompt_logprobs or []] == prompt[1:]
-        assert [-e.logprob for output in mine for e in output.logprobs or []] == expected_tokens(prompt, 3)
+        assert [-e.logprob for output in mine for e in output.logprobs or []] == expected_tokens(prompt, 3, index)
 
 
 def test_a_prompt_of_one_token_has_none_and_says_so() -> None:

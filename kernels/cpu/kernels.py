@@ -17,7 +17,6 @@ class CpuKernels:
     quantization: "int8" or "int4" linear layers; the head is int8 in both. use_onednn: linear layers in oneDNN's form.
     """
 
-    sample = staticmethod(sampling.sample)
     logprobs = staticmethod(sampling.logprobs)
     rope_tables = staticmethod(reference.rope_tables)
 
@@ -26,6 +25,7 @@ class CpuKernels:
         self._quantization = quantization
         self._use_onednn = use_onednn
         self._attention = attention.PagedAttention(native)
+        self.sample = sampling.Sampler(native)
         rows = elementwise.Elementwise(native)
         self.rms_norm = rows.rms_norm
         self.add_rms_norm = rows.add_rms_norm
@@ -70,9 +70,6 @@ class CpuKernels:
 
 class EagerCpuKernels(reference.ReferenceKernels):
     """What serves, slowly, where nothing can be compiled, and in float16: the definitions, with oneDNN's products."""
-
-    sample = staticmethod(sampling.sample)
-    logprobs = staticmethod(sampling.logprobs)
 
     def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """See `linear.pack_onednn`."""

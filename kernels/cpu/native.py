@@ -82,6 +82,24 @@ class Attention(ctypes.Structure):
     )
 
 
+class Sampling(ctypes.Structure):
+    """`Sampling` of sample.c."""
+
+    _fields_ = (
+        ("is_bf16", _INT),
+        ("vocab_size", _INT),
+        ("logits", _POINTER),
+        ("row_bytes", _SIZE),
+        ("temperature", _POINTER),
+        ("top_p", _POINTER),
+        ("min_p", _POINTER),
+        ("top_k", _POINTER),
+        ("k1", _POINTER),
+        ("k2", _POINTER),
+        ("tokens", _POINTER),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_rows": (_POINTER, _SIZE, _INT, _INT, _POINTER, _INT),
     "prefer_huge_pages": (_POINTER, _SIZE),
@@ -90,6 +108,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rms_norm": (_INT, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT),
     "silu_and_mul": (_INT, _POINTER, _POINTER, _INT, _INT),
     "rotate_and_store": (_INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    "sample": (_POINTER, _INT),
+    "gumbel_noise": (ctypes.c_uint32, ctypes.c_uint32, _INT, _POINTER),
     "paged_attention": (_INT, _POINTER, _POINTER, _INT, _INT),
 }
 
@@ -108,6 +128,8 @@ class Native:
         self.rms_norm: Callable[..., None] = library.rms_norm
         self.silu_and_mul: Callable[..., None] = library.silu_and_mul
         self.rotate_and_store: Callable[..., None] = library.rotate_and_store
+        self.sample: Callable[..., None] = library.sample
+        self.gumbel_noise: Callable[..., None] = library.gumbel_noise
         self.paged_attention: Callable[..., None] = library.paged_attention
         library.set_num_threads(torch.get_num_threads())
         self.max_tile_rows: int = library.max_tile_rows()

@@ -1,65 +1,59 @@
 """Sampling and log-probabilities on the CPU, the forms of `reference.sample` and `reference.logprobs`.
 
-A row with min_p, top_k or top_p is cut down to its few likely tokens before anything is sorted or drawn: at 150 000
-tokens a sort takes as long as a small model's step. The other rows are drawn together. Bias and penalties touch the
-logits that they are about, on a copy of the few rows that are at work.
-
-Random words are numpy's uint32, which wraps and shifts as the definition wants at half the size of its int64. Must not
-know requests.
+Bias and penalties touch the logits that they are about, on a copy of the few rows that are at work; the choice itself
+is native/sample.c. Must not know requests.
 """
 
-import math
+import ctypes
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu.native import Native, Sampling
 from kernels.interface import Logprobs, SamplingTensors
 
-# Elements of noise that are computed at once: they stay in the cache, and memory stays bounded at large vocabularies.
-_NOISE_ELEMENTS = 2**18
+# Elements of edited rows that are in memory at once.
+_EDITED_ELEMENTS = 2**22
 _Words = np.ndarray[Any, np.dtype[np.uint32]]
 _Longs = np.ndarray[Any, np.dtype[np.uint64]]
 
 
-def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
-    """See `reference.sample`."""
-    edits = _Edits(sampling, len(logits))
-    if sampling.all_greedy and edits.is_empty:
-        return logits.argmax(-1)
-    vocab_size = logits.shape[1]
-    temperature, top_k, top_p, min_p = (
-        x.numpy() for x in (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-    )
-    drawn = temperature > 0
-    truncated = drawn & ((top_k > 0) & (top_k < vocab_size) | (top_p < 1.0) | (min_p > 0.0))
-    k1, k2 = _row_keys(sampling.seeds.numpy().view(np.uint64), sampling.positions.numpy().view(np.uint64))
-    tokens = np.empty(len(logits), dtype=np.int64)
-    step = max(1, _NOISE_ELEMENTS // vocab_size)
-    for start in range(0, len(logits), step):
-        part = slice(start, min(start + step, len(logits)))
-        edited = logits[part] if edits.is_empty else edits.apply(logits, part)
-        if not drawn[part].all():
-            tokens[part] = edited.argmax(-1).numpy()
-        if not drawn[part].any():
-            continue
-        # float32, for half precision cannot hold the quotient; greedy rows, divided by zero, are not looked at.
-        wide = edited.float()
-        scaled = (wide - wide.amax(-1, keepdim=True)).div_(sampling.temperature[part, None])
-        whole = np.flatnonzero(drawn[part] & ~truncated[part])
-        if len(whole):
-            noise = _negative_noise(
-                np.arange(vocab_size, dtype=np.uint32), k1[start + whole, None], k2[start + whole, None]
-            )
-            rows = scaled if len(whole) == len(scaled) else scaled[torch.from_numpy(whole)]
-            tokens[start + whole] = (rows - noise).argmax(-1).numpy()
-        for row in np.flatnonzero(truncated[part]).tolist():
-            at = start + row
-            ids, values = _truncate(scaled[row], int(top_k[at]), float(top_p[at]), float(min_p[at]))
-            noise = _negative_noise(ids.numpy().astype(np.uint32), k1[at], k2[at])
-            tokens[at] = ids[int((values - noise).argmax())]
-    return torch.from_numpy(tokens)
+class Sampler:
+    """See `reference.sample`, for logits in float32 or bfloat16."""
+
+    def __init__(self, native: Native) -> None:
+        self._native = native
+
+    def __call__(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
+        """One token id per row of logits [rows, vocab]; int64 [rows]."""
+        logits = logits.contiguous()
+        num_rows, vocab_size = logits.shape
+        edits = _Edits(sampling, num_rows)
+        keys = _row_keys(sampling.seeds.numpy().view(np.uint64), sampling.positions.numpy().view(np.uint64))
+        tokens = torch.empty(num_rows, dtype=torch.int64)
+        step = num_rows if edits.is_empty else max(1, _EDITED_ELEMENTS // vocab_size)
+        for start in range(0, num_rows, step):
+            part = slice(start, min(start + step, num_rows))
+            edited = logits[part] if edits.is_empty else edits.apply(logits, part)
+            self._choose(edited, sampling, part, keys, tokens[part])
+        return tokens
+
+    def _choose(
+        self, logits: Tensor, sampling: SamplingTensors, part: slice, keys: tuple[_Words, _Words], tokens: Tensor
+    ) -> None:
+        columns = [x[part] for x in (sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k)]
+        arguments = Sampling(
+            logits.dtype == torch.bfloat16,
+            logits.shape[1],
+            logits.data_ptr(),
+            logits.stride(0) * logits.element_size(),
+            *(column.data_ptr() for column in columns),
+            *(words[part].ctypes.data for words in keys),
+            tokens.data_ptr(),
+        )
+        self._native.sample(ctypes.byref(arguments), len(logits))
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
@@ -157,37 +151,3 @@ def _row_keys(seeds: _Longs, positions: _Longs) -> tuple[_Words, _Words]:
     a = _fmix32(a ^ (seeds >> np.uint64(32)).astype(np.uint32))
     k1 = _fmix32(a ^ positions.astype(np.uint32))
     return k1, _fmix32((k1 + golden) ^ (positions >> np.uint64(32)).astype(np.uint32))
-
-
-def _negative_noise(tokens: _Words, k1: Any, k2: Any) -> Tensor:
-    """log(-log1p(-v)) of `reference.gumbel_noise` for token ids and the two uint32 words of their rows, broadcast."""
-    h = _fmix32(tokens ^ k1)
-    h += k2
-    v = torch.from_numpy(h.astype(np.float32))
-    return v.add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24).neg_().log1p_().neg_().log_()
-
-
-def _truncate(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
-    """Ids, ascending, and values of the tokens of one row that `reference.truncation_threshold` keeps."""
-    ids, values = None, scaled
-    if min_p > 0.0:
-        ids = (scaled >= math.log(min_p)).nonzero().squeeze(1)
-        values = scaled[ids]
-    if 0 < top_k < len(values):
-        kept = (values >= values.topk(top_k, sorted=False).values.amin()).nonzero().squeeze(1)
-        ids, values = kept if ids is None else ids[kept], values[kept]
-    if top_p < 1.0:
-        weights = values.exp()
-        target = top_p * float(weights.sum(dtype=torch.float64))
-        # Tokens below this weight, all together, have less mass than top_p leaves out: none of them is kept, and there
-        # is no need to sort them. The factor leaves room for rounding.
-        least = 0.5 * (1.0 - top_p) / top_p * target / len(weights)
-        likely = (weights >= least).nonzero().squeeze(1)
-        ids, values, weights = likely if ids is None else ids[likely], values[likely], weights[likely]
-        ordered, order = weights.sort(descending=True)
-        num_kept = int((ordered.cumsum(0, dtype=torch.float64) < target).sum()) + 1
-        kept = values >= values[order[min(num_kept, len(ordered)) - 1]]
-        ids, values = ids[kept], values[kept]
-    if ids is None:
-        raise ValueError("the row is not truncated")
-    return ids, values

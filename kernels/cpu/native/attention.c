@@ -9,15 +9,16 @@
  * the query heads that share a key/value head, of one sequence, one such head and one tile of tokens.
  *
  * Keys are taken in partitions of a fixed number of blocks, counted from the sequence's first; within a partition softmax
- * runs online, block after block, and partitions merge in order. So a row's arithmetic is the same whether it is
+ * runs online, 128 keys at a time, and partitions merge in order. So a row's arithmetic is the same whether it is
  * computed alone, in a chunk or in a batch, and whether its partitions run on one thread or on many.
  */
 #include "common.h"
 
 #define MAX_TILE_ROWS 48
 #define MAX_DIM 256
-#define MAX_BLOCK 128
+#define RUN_TOKENS 128 /* a block's greatest size */
 #define PARTITION_TOKENS 512
+#define TILE_ROWS (MAX_ROWS / 2) /* four sums per row and pair of vectors */
 
 typedef struct {
     int num_heads, num_kv_heads, head_dim, padded_dim, block_size, num_tokens, num_seqs, max_blocks;
@@ -40,62 +41,75 @@ typedef struct {
     int first_key_limit;                       /* keys that the first token sees */
 } Item;
 
-/* scores[rows][block_size] = q k^T: the register tile of a matrix product, keys as the packed operand. */
+/* acc + word * packed: two bfloat16 products per lane, or one of float. */
+INLINE vf add_product(const int is_bf16, vf acc, int32_t word, vi packed) {
+    if (is_bf16) return dot_pairs(acc, word - (vi){0}, packed);
+    float f;
+    memcpy(&f, &word, 4);
+    return acc + splat(f) * (vf)packed;
+}
+
+/* scores[rows][block_size] = q k^T: the register tile of a matrix product, keys as the packed operand. Even and odd words
+ * have sums of their own, since with the two rows of a decode one chain of additions would wait for itself. */
 INLINE void score_rows(const int is_bf16, const int rows, const char *query, size_t stride, const char *keys, int num_words,
-                       int block_size, float *scores) {
+                       int block_size, const char *ahead, float *scores) {
     for (int first = 0; first < block_size; first += 2 * LANES) {
         const int vectors = block_size - first > LANES ? 2 : 1;
-        vf acc[MAX_ROWS][2];
-        for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (vf){0};
-        for (int k = 0; k < num_words; k++) {
-            const char *at = keys + 4 * ((size_t)k * block_size + first);
-            const vi k0 = load_i32(at), k1 = vectors == 2 ? load_i32(at + sizeof(vi)) : (vi){0};
-            for (int r = 0; r < rows; r++) {
-                int32_t word;
-                memcpy(&word, query + r * stride + 4 * (size_t)k, 4);
-                if (is_bf16) {
-                    acc[r][0] = dot_pairs(acc[r][0], word - (vi){0}, k0);
-                    acc[r][1] = dot_pairs(acc[r][1], word - (vi){0}, k1);
-                } else {
-                    float f;
-                    memcpy(&f, &word, 4);
-                    acc[r][0] += splat(f) * (vf)k0;
-                    acc[r][1] += splat(f) * (vf)k1;
+        vf acc[TILE_ROWS][2][2];
+        for (int r = 0; r < rows; r++) acc[r][0][0] = acc[r][0][1] = acc[r][1][0] = acc[r][1][1] = (vf){0};
+        for (int k = 0; k < num_words; k += 2)
+            for (int odd = 0; odd < 2; odd++) {
+                const size_t line = 4 * ((size_t)(k + odd) * block_size + first);
+                __builtin_prefetch(ahead + line);
+                __builtin_prefetch(ahead + line + 64);
+                const char *at = keys + 4 * ((size_t)(k + odd) * block_size + first);
+                const vi k0 = load_i32(at), k1 = vectors == 2 ? load_i32(at + sizeof(vi)) : (vi){0};
+                for (int r = 0; r < rows; r++) {
+                    int32_t word;
+                    memcpy(&word, query + r * stride + 4 * (size_t)(k + odd), 4);
+                    acc[r][0][odd] = add_product(is_bf16, acc[r][0][odd], word, k0);
+                    acc[r][1][odd] = add_product(is_bf16, acc[r][1][odd], word, k1);
                 }
             }
-        }
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) store_f32(scores + r * MAX_BLOCK + first + LANES * v, acc[r][v]);
+            for (int v = 0; v < vectors; v++)
+                store_f32(scores + r * RUN_TOKENS + first + LANES * v, acc[r][v][0] + acc[r][v][1]);
     }
 }
 
-/* out[rows][padded_dim] += weights[rows][num_words] v, 32 dimensions at a time. */
-INLINE void add_values(const int is_bf16, const int rows, const int32_t *weights, const char *values, int num_words,
-                       int padded_dim, float *out) {
-    for (int first = 0; first < padded_dim; first += 2 * LANES) {
-        const int vectors = padded_dim - first > LANES ? 2 : 1;
-        vf acc[MAX_ROWS][2];
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < 2; v++) acc[r][v] = v < vectors ? load_f32(out + r * MAX_DIM + first + LANES * v) : (vf){0};
-        for (int k = 0; k < num_words; k++) {
-            const char *at = values + 4 * ((size_t)k * padded_dim + first);
-            const vi v0 = load_i32(at), v1 = vectors == 2 ? load_i32(at + sizeof(vi)) : (vi){0};
-            for (int r = 0; r < rows; r++) {
-                const int32_t word = weights[r * MAX_BLOCK + k];
-                if (is_bf16) {
-                    acc[r][0] = dot_pairs(acc[r][0], word - (vi){0}, v0);
-                    acc[r][1] = dot_pairs(acc[r][1], word - (vi){0}, v1);
-                } else {
-                    float f;
-                    memcpy(&f, &word, 4);
-                    acc[r][0] += splat(f) * (vf)v0;
-                    acc[r][1] += splat(f) * (vf)v1;
-                }
-            }
+/* out[rows][16 * vectors] += weights[rows][num_words] v for the dimensions from `values` and `out` on. */
+INLINE void add_values_of(const int is_bf16, const int rows, const int vectors, const int32_t *weights, const char *values,
+                          int num_words, int padded_dim, const char *ahead, float *out) {
+    vf acc[TILE_ROWS][8];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) acc[r][v] = load_f32(out + r * MAX_DIM + LANES * v);
+    for (int k = 0; k < num_words; k++) {
+        const char *at = values + 4 * (size_t)k * padded_dim;
+        for (int v = 0; v < vectors; v++) {
+            __builtin_prefetch(ahead + 4 * (size_t)k * padded_dim + sizeof(vi) * v);
+            const vi value = load_i32(at + sizeof(vi) * v);
+            for (int r = 0; r < rows; r++) acc[r][v] = add_product(is_bf16, acc[r][v], weights[r * RUN_TOKENS + k], value);
         }
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) store_f32(out + r * MAX_DIM + first + LANES * v, acc[r][v]);
     }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) store_f32(out + r * MAX_DIM + LANES * v, acc[r][v]);
+}
+
+INLINE void add_values(const int is_bf16, const int rows, const int32_t *weights, const char *values, int num_words,
+                       int padded_dim, const char *ahead, float *out) {
+    const int wide = rows <= TILE_ROWS / 2 ? 8 : 4;
+    int first = 0;
+    for (; padded_dim - first >= wide * LANES; first += wide * LANES)
+        add_values_of(is_bf16, rows, wide, weights, values + 4 * (size_t)first, num_words, padded_dim,
+                      ahead + 4 * (size_t)first, out + first);
+    for (; first < padded_dim; first += LANES)
+        add_values_of(is_bf16, rows, 1, weights, values + 4 * (size_t)first, num_words, padded_dim,
+                      ahead + 4 * (size_t)first, out + first);
+}
+
+/* Whole runs, so that runs too are counted from the sequence's first key. */
+INLINE int blocks_per_partition(const Attention *a) {
+    return PARTITION_TOKENS / RUN_TOKENS * (RUN_TOKENS / a->block_size);
 }
 
 /* One constant number of rows per function, so that the accumulators are registers. */
@@ -105,44 +119,40 @@ INLINE void add_values(const int is_bf16, const int rows, const int32_t *weights
         break;
 #if MAX_ROWS == 12
 #define ROWS_SWITCH(rows) \
-    switch (rows) { \
-        ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8) \
-        ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) \
-    }
+    switch (rows) { ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) }
 #else
 #define ROWS_SWITCH(rows) \
-    switch (rows) { ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) }
+    switch (rows) { ROWS_CASE(1) }
 #endif
 
-static void __attribute__((noinline)) scores_bf16(int rows, const char *q, size_t s, const char *k, int n, int b, float *o) {
-#define CALL(R) score_rows(1, R, q, s, k, n, b, o)
+static void __attribute__((noinline)) scores_bf16(int rows, const char *q, size_t s, const char *k, int n, int b, const char *a, float *o) {
+#define CALL(R) score_rows(1, R, q, s, k, n, b, a, o)
     ROWS_SWITCH(rows)
 #undef CALL
 }
-static void __attribute__((noinline)) scores_f32(int rows, const char *q, size_t s, const char *k, int n, int b, float *o) {
-#define CALL(R) score_rows(0, R, q, s, k, n, b, o)
+static void __attribute__((noinline)) scores_f32(int rows, const char *q, size_t s, const char *k, int n, int b, const char *a, float *o) {
+#define CALL(R) score_rows(0, R, q, s, k, n, b, a, o)
     ROWS_SWITCH(rows)
 #undef CALL
 }
-static void __attribute__((noinline)) values_bf16(int rows, const int32_t *w, const char *v, int n, int d, float *o) {
-#define CALL(R) add_values(1, R, w, v, n, d, o)
+static void __attribute__((noinline)) values_bf16(int rows, const int32_t *w, const char *v, int n, int d, const char *a, float *o) {
+#define CALL(R) add_values(1, R, w, v, n, d, a, o)
     ROWS_SWITCH(rows)
 #undef CALL
 }
-static void __attribute__((noinline)) values_f32(int rows, const int32_t *w, const char *v, int n, int d, float *o) {
-#define CALL(R) add_values(0, R, w, v, n, d, o)
+static void __attribute__((noinline)) values_f32(int rows, const int32_t *w, const char *v, int n, int d, const char *a, float *o) {
+#define CALL(R) add_values(0, R, w, v, n, d, a, o)
     ROWS_SWITCH(rows)
 #undef CALL
 }
 
 /* Scores of one row to weights: 2^(score - most), masked keys exactly 0; updates the row's state. */
-INLINE void soften_row(const int is_bf16, const Attention *a, float *scores, int num_visible, State *state, int row,
-                       int32_t *weights) {
-    const int block_size = a->block_size;
+INLINE void soften_row(const int is_bf16, const Attention *a, float *scores, int num_keys, int num_visible, State *state,
+                       int row, int32_t *weights) {
     const vf unit = splat(a->scale * 1.44269504088896f);
     const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vf most = splat(-INFINITY);
-    for (int i = 0; i < block_size; i += LANES) {
+    for (int i = 0; i < num_keys; i += LANES) {
         vi visible = lanes + i < num_visible - (vi){0};
         vf s = load_f32(scores + i) * unit;
         s = (vf)(((vi)s & visible) | ((vi)splat(-INFINITY) & ~visible));
@@ -153,11 +163,11 @@ INLINE void soften_row(const int is_bf16, const Attention *a, float *scores, int
     const float block_most = lanes_max(most);
     const float now = block_most > before ? block_most : before;
     if (now == -INFINITY) { /* nothing seen so far */
-        memset(weights, 0, sizeof(float) * MAX_BLOCK);
+        memset(weights, 0, sizeof(float) * RUN_TOKENS);
         return;
     }
     vf sum = (vf){0};
-    for (int i = 0; i < block_size; i += LANES) {
+    for (int i = 0; i < num_keys; i += LANES) {
         vf w = exp2_nonpositive(load_f32(scores + i) - splat(now));
         sum += w;
         if (is_bf16)
@@ -183,30 +193,47 @@ static void clear(State *state, int rows, int padded_dim) {
 }
 
 /* The rows of one item over the keys of one partition. */
+/* Where one key/value head of a sequence's b-th block begins, in either cache. */
+INLINE size_t block_at(const Attention *a, const Item *item, size_t block_bytes, int b) {
+    const size_t block = (size_t)a->tables[(size_t)item->seq * a->max_blocks + b];
+    return (block * a->num_kv_heads + item->kv_head) * block_bytes;
+}
+
+/* The rows of one item over the keys of one partition: in runs of blocks, each a softmax's worth of work. */
 INLINE void attend_partition(const int is_bf16, const Attention *a, const Item *item, int partition, const char *query,
                              State *state) {
     const int group = a->num_heads / a->num_kv_heads, rows = item->num_tokens * group, p = is_bf16 ? 2 : 1;
+    const int size = a->block_size, per_run = RUN_TOKENS / size, per_partition = blocks_per_partition(a);
     const size_t element = is_bf16 ? 2 : 4, stride = element * (size_t)a->padded_dim;
-    const int per_partition = PARTITION_TOKENS / a->block_size;
+    const size_t block_bytes = element * size * a->padded_dim;
+    const char *keys = a->keys, *values = a->values;
     const int limit = item->first_key_limit + item->num_tokens - 1; /* keys that the last token sees */
     int end = (partition + 1) * per_partition;
-    if (end > (limit + a->block_size - 1) / a->block_size) end = (limit + a->block_size - 1) / a->block_size;
-    float scores[MAX_ROWS * MAX_BLOCK] __attribute__((aligned(64)));
-    int32_t weights[MAX_ROWS * MAX_BLOCK] __attribute__((aligned(64)));
-    for (int b = partition * per_partition; b < end; b++) {
-        const size_t block = (size_t)a->tables[(size_t)item->seq * a->max_blocks + b];
-        const size_t at = element * (block * a->num_kv_heads + item->kv_head) * a->block_size * a->padded_dim;
-        const char *keys = (const char *)a->keys + at, *values = (const char *)a->values + at;
-        for (int first = 0; first < rows; first += MAX_ROWS) {
-            const int n = rows - first < MAX_ROWS ? rows - first : MAX_ROWS;
-            (is_bf16 ? scores_bf16 : scores_f32)(n, query + first * stride, stride, keys, a->padded_dim / p, a->block_size,
-                                                 scores);
-            for (int r = 0; r < n; r++) {
-                const int visible = item->first_key_limit + (first + r) / group - b * a->block_size;
-                soften_row(is_bf16, a, scores + r * MAX_BLOCK, visible, state, first + r, weights + r * MAX_BLOCK);
+    if (end > (limit + size - 1) / size) end = (limit + size - 1) / size;
+    float scores[TILE_ROWS * RUN_TOKENS] __attribute__((aligned(64)));
+    int32_t weights[TILE_ROWS * RUN_TOKENS] __attribute__((aligned(64)));
+    for (int run = partition * per_partition; run < end; run += per_run) {
+        const int count = end - run < per_run ? end - run : per_run;
+        for (int first = 0; first < rows; first += TILE_ROWS) {
+            const int n = rows - first < TILE_ROWS ? rows - first : TILE_ROWS;
+            /* Blocks lie anywhere, so the CPU's own prefetching ends with each: a block's values come while its keys are at
+             * work, and the next run's keys while the values are. */
+            for (int b = 0; b < count; b++) {
+                const size_t at = block_at(a, item, block_bytes, run + b);
+                (is_bf16 ? scores_bf16 : scores_f32)(n, query + first * stride, stride, keys + at, a->padded_dim / p, size,
+                                                     values + at, scores + b * size);
             }
-            (is_bf16 ? values_bf16 : values_f32)(n, weights, values, a->block_size / p, a->padded_dim,
-                                                 state->out + first * MAX_DIM);
+            for (int r = 0; r < n; r++) {
+                const int visible = item->first_key_limit + (first + r) / group - run * size;
+                soften_row(is_bf16, a, scores + r * RUN_TOKENS, count * size, visible, state, first + r,
+                           weights + r * RUN_TOKENS);
+            }
+            for (int b = 0; b < count; b++) {
+                const int following = run + per_run + b < end ? run + per_run + b : end - 1;
+                (is_bf16 ? values_bf16 : values_f32)(n, weights + b * size / p, values + block_at(a, item, block_bytes, run + b),
+                                                     size / p, a->padded_dim, keys + block_at(a, item, block_bytes, following),
+                                                     state->out + first * MAX_DIM);
+            }
         }
     }
 }
@@ -257,7 +284,7 @@ INLINE void give_out(const int is_bf16, const Attention *a, const Item *item, co
 }
 
 INLINE int num_partitions(const Attention *a, const Item *item) {
-    const int tokens = PARTITION_TOKENS / a->block_size * a->block_size;
+    const int tokens = blocks_per_partition(a) * a->block_size;
     return (item->first_key_limit + item->num_tokens - 1 + tokens - 1) / tokens;
 }
 

@@ -64,11 +64,16 @@ INLINE vf load_bf16(const bf16 *p) {
     return (vf)(__builtin_convertvector(v, vu) << 16);
 }
 INLINE void store_bf16(bf16 *p, vf v) {
+#if defined(__AVX512BF16__)
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    memcpy(p, &half, sizeof half);
+#else
     vu bits = (vu)v;
     vu rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     vu is_nan = (vu)(v != v);
     vh half = __builtin_convertvector((rounded & ~is_nan) | (0x7FC0 & is_nan), vh);
     memcpy(p, &half, sizeof half);
+#endif
 }
 
 /* acc + a.even * b.even + a.odd * b.odd for pairs of bfloat16, one pair per 32-bit lane. */
@@ -91,19 +96,24 @@ INLINE vf vmax(vf a, vf b) {
 #endif
 }
 
-INLINE float lanes_max(vf v) {
-    float m = v[0];
-    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
-    return m;
+/* Lanes in a fixed tree, so that a sum never depends on how the compiler orders it. */
+INLINE vf swap_halves(vf v) { return __builtin_shuffle(v, (vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}); }
+INLINE vf swap_quarters(vf v) { return __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}); }
+INLINE vf swap_pairs(vf v) { return __builtin_shuffle(v, (vi){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}); }
+INLINE vf swap_lanes(vf v) { return __builtin_shuffle(v, (vi){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}); }
+
+INLINE float lanes_sum(vf v) {
+    v += swap_halves(v);
+    v += swap_quarters(v);
+    v += swap_pairs(v);
+    return (v + swap_lanes(v))[0];
 }
 
-/* Lanes in a fixed tree, so that a sum never depends on how the compiler orders it. */
-INLINE float lanes_sum(vf v) {
-    float s[LANES];
-    memcpy(s, &v, sizeof v);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) s[i] += s[i + width];
-    return s[0];
+INLINE float lanes_max(vf v) {
+    v = vmax(v, swap_halves(v));
+    v = vmax(v, swap_quarters(v));
+    v = vmax(v, swap_pairs(v));
+    return vmax(v, swap_lanes(v))[0];
 }
 
 /* 2^x for x <= 0, relative error 2e-7; exactly 0 below -126, -inf among them. The polynomial is Taylor's for 2^f on

@@ -135,7 +135,18 @@ INLINE void rotate_head(const int is_bf16, const Heads *h, void *qkv, size_t at,
                         const float *sin) {
     const int half = h->head_dim / 2;
     const float scale = norm ? inverse_rms(is_bf16, qkv, at, h->head_dim, h->eps) : 1.0f;
-    for (int i = 0; i < half; i++) {
+    int i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        vf a = load(is_bf16, qkv, at + i), b = load(is_bf16, qkv, at + half + i);
+        if (norm) {
+            a *= splat(scale) * load(is_bf16, norm, i);
+            b *= splat(scale) * load(is_bf16, norm, half + i);
+        }
+        const vf c = load_f32(cos + i), s = load_f32(sin + i);
+        store(is_bf16, qkv, at + i, a * c - b * s);
+        store(is_bf16, qkv, at + half + i, b * c + a * s);
+    }
+    for (; i < half; i++) {
         float a = get(is_bf16, qkv, at + i), b = get(is_bf16, qkv, at + half + i);
         if (norm) {
             a *= scale * get(is_bf16, norm, i);
@@ -153,16 +164,15 @@ INLINE void write_token(const int is_bf16, const Heads *h, const void *qkv, size
     const int p = is_bf16 ? 2 : 1;
     const int64_t block = slot / h->block_size, token = slot % h->block_size;
     const size_t base = ((size_t)block * h->num_kv_heads + head) * h->block_size * h->padded_dim;
+    uint32_t *key_words = (uint32_t *)keys + base / p + token;
+    const char *key = (const char *)qkv + (is_bf16 ? 2 : 4) * key_at;
+    for (int i = 0; i < h->head_dim / p; i++) memcpy(key_words + (size_t)i * h->block_size, key + 4 * (size_t)i, 4);
+    const size_t to = base + (size_t)(token / p) * h->padded_dim * p + token % p;
     for (int i = 0; i < h->head_dim; i++) {
-        const size_t key_to = base + ((size_t)(i / p) * h->block_size + token) * p + i % p;
-        const size_t value_to = base + ((size_t)(token / p) * h->padded_dim + i) * p + token % p;
-        if (is_bf16) {
-            ((bf16 *)keys)[key_to] = ((const bf16 *)qkv)[key_at + i];
-            ((bf16 *)values)[value_to] = ((const bf16 *)qkv)[value_at + i];
-        } else {
-            ((float *)keys)[key_to] = ((const float *)qkv)[key_at + i];
-            ((float *)values)[value_to] = ((const float *)qkv)[value_at + i];
-        }
+        if (is_bf16)
+            ((bf16 *)values)[to + 2 * (size_t)i] = ((const bf16 *)qkv)[value_at + i];
+        else
+            ((float *)values)[to + i] = ((const float *)qkv)[value_at + i];
     }
 }
 

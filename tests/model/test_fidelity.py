@@ -10,6 +10,7 @@ import torch
 from engine import LLM, SamplingParams
 from engine.llm import TokensPrompt
 from engine.loading import read_model_config
+from engine.runner.model_runner import bytes_per_block
 from kernels import KernelOptions, for_device
 from tests.model.driver import PromptLogits
 from tests.model.tiny_models import make_llama, make_qwen3
@@ -53,6 +54,14 @@ def workload(vocab_size: int, max_len: int, seed: int) -> list[tuple[TokensPromp
     return requests
 
 
+def cache_gib(path: Path, dtype: str, max_len: int) -> float:
+    """Room for little more than one sequence of max_len, so that sequences take blocks from one another."""
+    config = read_model_config(path)
+    kernels = for_device(torch.device("cpu"))
+    block_bytes = bytes_per_block(kernels, config, 32, getattr(torch, dtype))
+    return block_bytes * (-(-max_len // 32) + 4) / 2**30
+
+
 def run(llm: LLM, requests: list[tuple[TokensPrompt, SamplingParams]]) -> list[list[list[int]]]:
     results = llm.generate([prompt for prompt, _ in requests], [params for _, params in requests], use_tqdm=False)
     return [[output.token_ids for output in result.outputs] for result in results]
@@ -72,6 +81,11 @@ def test_outputs_equal_solo_runs(models, name, dtype):
         {"max_num_seqs": 5, "max_num_batched_tokens": 100},
     ):
         assert run(LLM(path, dtype=dtype, **settings), requests) == expected, settings
+    tiny = LLM(path, dtype=dtype, max_model_len=max_len, kv_cache_memory_gib=cache_gib(models[name], dtype, max_len))
+    assert run(tiny, requests) == expected, "preempted"
+    assert run(tiny, requests) == expected, "with a prefix cache that others have filled"
+    scheduler = tiny._core.scheduler
+    assert scheduler.num_preemptions > 0 and scheduler.kv_cache.num_prefix_hit_tokens > 0
     order = list(range(len(requests)))
     random.Random(1).shuffle(order)
     shuffled = run(LLM(path, dtype=dtype), [requests[i] for i in order])

@@ -168,7 +168,7 @@ def test_sigterm_lets_running_requests_finish() -> None:
     try:
         running.wait_ready()
         with running.watch() as watch:
-            caller = Caller(running, {**LONG, "max_tokens": 400, "stream": True})
+            caller = Caller(running, {**LONG, "max_tokens": 2000, "stream": True})
             watch.wait_running(1)
         caller.first_byte.wait(20)
     finally:

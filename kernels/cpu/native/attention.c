@@ -273,7 +273,15 @@ INLINE void give_out(const int is_bf16, const Attention *a, const Item *item, co
         const size_t token = (size_t)a->starts[item->seq] + item->first_token + r / group;
         const size_t to = (token * a->num_heads + item->kv_head * group + r % group) * a->head_dim;
         const float inverse = 1.0f / state->sum[r];
-        for (int i = 0; i < a->head_dim; i++) {
+        int i = 0;
+        for (; i + LANES <= a->head_dim; i += LANES) {
+            const vf x = load_f32(state->out + r * MAX_DIM + i) * splat(inverse);
+            if (is_bf16)
+                store_bf16((bf16 *)a->out + to + i, x);
+            else
+                store_f32((float *)a->out + to + i, x);
+        }
+        for (; i < a->head_dim; i++) {
             const float x = state->out[r * MAX_DIM + i] * inverse;
             if (is_bf16)
                 ((bf16 *)a->out)[to + i] = narrow(x);

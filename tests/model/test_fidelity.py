@@ -11,7 +11,8 @@ from engine import LLM, SamplingParams
 from engine.llm import TokensPrompt
 from engine.loading import read_model_config
 from engine.runner.model_runner import bytes_per_block
-from kernels import KernelOptions, for_device
+from kernels import KernelOptions, for_device, select
+from kernels.cpu.linear import NativeLinear, OneDnnLinear
 from tests.model.driver import PromptLogits
 from tests.model.tiny_models import make_llama, make_qwen3
 
@@ -107,3 +108,39 @@ def test_logits_are_bitwise_the_same_in_any_chunks(dtype, quantization):
     whole = logits(prompt)
     for cuts in ((0, 1, 2, 40, 700), (0, 512, 699, 700), tuple(range(0, 701, 100))):
         assert torch.equal(logits(prompt, cuts=cuts), whole)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_without_determinism_only_near_ties_differ(monkeypatch, dtype, near):
+    """oneDNN's products, which CPUs with a matrix unit use, round one row otherwise than a batch of rows."""
+    monkeypatch.setattr(select, "has_matrix_unit", lambda: True)
+    draw = random.Random(5)
+    prompts: list[TokensPrompt] = [
+        {"prompt_token_ids": [draw.randrange(1500) for _ in range(draw.randrange(3, 60))]} for _ in range(24)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=2)
+    llm = LLM(str(SHIPPED), dtype=dtype, deterministic=False, enable_prefix_caching=False)
+    batched = [result.outputs[0] for result in llm.generate(prompts, params, use_tqdm=False)]
+    num_different = 0
+    for prompt, output in zip(prompts, batched, strict=True):
+        alone = llm.generate(prompt, params, use_tqdm=False)[0].outputs[0]
+        if alone.token_ids == output.token_ids:
+            continue
+        num_different += 1
+        first = next(i for i, (a, b) in enumerate(zip(alone.token_ids, output.token_ids, strict=True)) if a != b)
+        best, second = sorted((entry.logprob for entry in alone.logprobs[first].values()), reverse=True)[:2]
+        assert best - second < near, "a token that was not a near-tie differs"
+    assert num_different <= len(prompts) // 3
+
+
+def test_determinism_can_be_asked_for_where_it_is_not_the_default(monkeypatch):
+    monkeypatch.setattr(select, "has_matrix_unit", lambda: True)
+    cpu = torch.device("cpu")
+    weight = torch.randn(64, 64)
+    kinds = {
+        deterministic: type(
+            for_device(cpu, torch.float32, KernelOptions("none", deterministic)).pack_linear([weight], None)
+        )
+        for deterministic in (None, False, True)
+    }
+    assert kinds == {None: OneDnnLinear, False: OneDnnLinear, True: NativeLinear}

@@ -276,8 +276,13 @@ def _argument_parser(settings: dict[str, Setting]) -> _Parser:
     for one in settings.values():
         help_text = f"{one.help} [{one.kind}; default {default_text(one)}; env {one.env_name}]".replace("%", "%%")
         metavar = one.name.upper()
-        if one.hint is bool:
+        if one.hint in (bool, bool | None):
             parser.add_argument(one.flag, dest=one.name, nargs="?", const="true", metavar=metavar, help=help_text)
+            # vLLM's way of saying no.
+            parser.add_argument(
+                one.flag.replace("--", "--no-", 1), dest=one.name, action="store_const", const="false",
+                help=argparse.SUPPRESS,
+            )  # fmt: skip
         else:
             parser.add_argument(one.flag, dest=one.name, metavar=metavar, help=help_text)
     return parser

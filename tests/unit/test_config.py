@@ -63,6 +63,20 @@ def test_booleans(model: str, argv: list[str], value: bool) -> None:
     assert settings(model, SM_GALLEY_ACCESS_LOG=str(value)).server.access_log is value
 
 
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [([], None), (["--deterministic"], True), (["--deterministic", "false"], False), (["--no-deterministic"], False)],
+)
+def test_a_boolean_that_may_be_left_open(model: str, argv: list[str], value: bool | None) -> None:
+    assert settings(model, *argv).engine.deterministic is value
+
+
+def test_a_default_of_true_can_be_turned_off(model: str) -> None:
+    assert settings(model).engine.enable_prefix_caching
+    assert not settings(model, "--no-enable-prefix-caching").engine.enable_prefix_caching
+    assert not settings(model, SM_GALLEY_ENABLE_PREFIX_CACHING="false").engine.enable_prefix_caching
+
+
 def test_the_word_serve_is_ignored(model: str) -> None:
     assert load(["serve", "--model", model], {}).engine.model == model
 

@@ -244,5 +244,8 @@ class KVCacheManager:
 
 
 def _root(sequence: Sequence) -> bytes:
-    """What the chain of a sequence begins with: all but the tokens that its K/V, or who may share it, depends on."""
-    return hashlib.sha256(sequence.request.cache_salt.encode("utf-8", "surrogatepass")).digest()
+    """What the chain of a sequence begins with: all but the tokens that its K/V, or who may share it, depends on.
+
+    A byte longer than a name, so that no salt, written as a name and tokens, makes a first block pass for a later one.
+    """
+    return b"\0" + hashlib.sha256(sequence.request.cache_salt.encode("utf-8", "surrogatepass")).digest()

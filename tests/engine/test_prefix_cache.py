@@ -1,5 +1,8 @@
 """The prefix cache through the core: who finds what, who must not, and what a failed step leaves behind."""
 
+import hashlib
+from array import array
+
 import pytest
 
 from engine.api import EngineConfig, GenerateRequest, GenerationFailed, RequestOutput
@@ -99,6 +102,16 @@ def test_salts_keep_requests_apart() -> None:
     assert served.cached(PROMPT) == [0]
     assert served.cached(PROMPT, cache_salt="b") == [0]
     assert served.cached(PROMPT, cache_salt="a") == [96]
+
+
+def test_a_salt_cannot_pass_for_a_name_and_its_tokens() -> None:
+    """The sha256 of this salt is UTF-8, and so are small token ids: another salt can be what a block's hash is over."""
+    salt = "124935989"
+    first, second = ([base + i for i in range(BLOCK_SIZE)] for base in (20, 50))
+    hashed = hashlib.sha256(salt.encode()).digest() + array("i", first).tobytes()
+    served = Served()
+    assert served.cached([*first, *second, 9], cache_salt=salt) == [0]
+    assert served.cached([*second, 9], cache_salt=hashed.decode("utf-8")) == [0], "K/V of other positions"
 
 
 def test_whoever_wants_the_prompts_log_probabilities_computes_them_all() -> None:

@@ -259,3 +259,18 @@ def test_a_device_check_between_steps_changes_nothing(loaded: Loaded) -> None:
             found[message.request_id] += message.new_token_ids
         runner.warm_up()
     assert found == expected
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-38, 1e-25])
+def test_the_least_repetition_penalties_harm_nobody(loaded: Loaded, penalty: float) -> None:
+    """Divided by them a logit would be infinite, and the step would fail for all that are in it."""
+    truncations: list[dict[str, float]] = [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}]
+    requests = [
+        request(i, PROMPTS[2], temperature=1.0, repetition_penalty=penalty, **truncation)
+        for i, truncation in enumerate(truncations)
+    ]
+    [alone] = serve(loaded, [request(4, PROMPTS[1])])
+    *penalised, beside = serve(loaded, [*requests, request(4, PROMPTS[1])])
+    assert beside.token_ids == alone.token_ids
+    for result in penalised:
+        assert set(result.token_ids) <= set(PROMPTS[2]), "what it holds already is all that it can choose"

@@ -21,6 +21,7 @@ class CpuKernels:
     rope_tables = staticmethod(reference.rope_tables)
 
     def __init__(self, native: Native, *, quantization: str = "none", use_onednn: bool = False) -> None:
+        native.set_num_threads(torch.get_num_threads())
         self._native = native
         self._quantization = quantization
         self._use_onednn = use_onednn

@@ -131,7 +131,7 @@ class Native:
         self.sample: Callable[..., None] = library.sample
         self.gumbel_noise: Callable[..., None] = library.gumbel_noise
         self.paged_attention: Callable[..., None] = library.paged_attention
-        library.set_num_threads(torch.get_num_threads())
+        self.set_num_threads: Callable[[int], None] = library.set_num_threads
         self.max_tile_rows: int = library.max_tile_rows()
         self.has_quantized: bool = bool(library.has_quantized())
 
@@ -140,37 +140,41 @@ class Native:
 def load() -> Native | None:
     """The compiled kernels; None, with one line in the log, where they cannot be compiled."""
     try:
-        return Native(ctypes.CDLL(str(_library())))
+        directory = _cache_dir()
+        if directory is not None:
+            return Native(ctypes.CDLL(str(_library(directory))))
+        with tempfile.TemporaryDirectory(prefix="galley-kernels-") as own:
+            return Native(ctypes.CDLL(str(_library(Path(own)))))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         _log.warning("the CPU kernels cannot be compiled, serving slowly without them: %s", str(detail).strip()[-500:])
         return None
 
 
-def _library() -> Path:
-    """The shared library for this machine, compiled if it is not in the cache. Raises OSError, SubprocessError."""
+def _library(directory: Path) -> Path:
+    """The shared library for this machine, compiled if it is not there. Raises OSError, SubprocessError."""
+    sources = sorted(_SOURCES.glob("*.[ch]"))
+    key = hashlib.sha256()
+    for part in (*(path.read_bytes() for path in sources), " ".join(_FLAGS).encode(), _cpu()):
+        key.update(len(part).to_bytes(8, "big") + part)
+    library = directory / f"kernels-{key.hexdigest()[:32]}.so"
+    if library.exists():
+        return library
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (cc) on the PATH")
-    sources = sorted(_SOURCES.glob("*.[ch]"))
-    key = hashlib.sha256()
-    for part in (*(path.read_bytes() for path in sources), " ".join(_FLAGS).encode(), _cpu(), compiler.encode()):
-        key.update(len(part).to_bytes(8, "big") + part)
-    directory = _cache_dir()
-    library = directory / f"kernels-{key.hexdigest()[:32]}.so"
-    if not library.exists():
-        # Under a name of its own first: another process may compile at the same time, and rename replaces atomically.
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            made = Path(scratch) / library.name
-            inputs = [str(path) for path in sources if path.suffix == ".c"]
-            subprocess.run(
-                [compiler, *_FLAGS, *inputs, "-lm", "-o", str(made)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_COMPILE_TIMEOUT_S,
-            )
-            made.replace(library)
+    # Under a name of its own first: another process may compile at the same time, and rename replaces atomically.
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        made = Path(scratch) / library.name
+        inputs = [str(path) for path in sources if path.suffix == ".c"]
+        subprocess.run(
+            [compiler, *_FLAGS, *inputs, "-lm", "-o", str(made)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_TIMEOUT_S,
+        )
+        made.replace(library)
     return library
 
 
@@ -182,14 +186,15 @@ def _cpu() -> bytes:
     return "\n".join([torch.backends.cpu.get_cpu_capability(), *sorted(set(kept))]).encode()
 
 
-def _cache_dir() -> Path:
-    """A directory that only this user can write: what lies there is run. One of this process alone as a last resort."""
+def _cache_dir() -> Path | None:
+    """A directory that only this user can write, for what lies there is run; None where there is none."""
     try:
         directory = Path.home() / ".cache" / "galley"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(directory, os.W_OK):
-            return directory
+        for one in (directory, directory.parent):
+            status = one.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return None
+        return directory if os.access(directory, os.W_OK) else None
     except (OSError, RuntimeError):  # no home, or one that is not writable
-        pass
-    return Path(tempfile.mkdtemp(prefix="galley-kernels-"))
+        return None

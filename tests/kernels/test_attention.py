@@ -117,15 +117,17 @@ def test_query_and_heads_may_be_strided():
     assert torch.equal(case.attend(wide[:, 1:5]), case.attend())
 
 
-def test_what_lies_past_a_sequence_does_not_count():
-    case = make_case(cpu(), [(1, 20), (1, 50)], 4, 2, 32, torch.float32)
+@dtypes
+@pytest.mark.parametrize("stale", [1e4, float("inf"), float("nan")])
+def test_what_lies_past_a_sequence_does_not_count(dtype, stale):
+    lens = [(1, 21), (3, 50), (1, 17)]
+    case = make_case(cpu(), lens, 4, 2, 32, dtype)
     before = case.attend()
-    table = case.metadata.block_table
-    keys, values = case.cache
-    for cache, tokens in ((keys, -1), (values, -2)):
-        cache[0] = 1e4  # the null block, which pads the short row
-        cache[int(table[0, 1])].narrow(tokens, 4, 12).fill_(-1e4)
-        cache[int(table[1, 3])].narrow(tokens, 2, 14).fill_(1e4)
+    for dense in case.dense:
+        dense[0] = stale  # the null block, which pads the short rows
+        for s, (_, seq_len) in enumerate(lens):
+            dense[case.metadata.block_table[s, seq_len // BLOCK_SIZE], seq_len % BLOCK_SIZE :] = stale
+    case.cache = fill(case.kernels, *(dense.flatten(0, 1) for dense in case.dense), BLOCK_SIZE)
     assert torch.equal(before, case.attend())
 
 

@@ -230,9 +230,19 @@ INLINE void attend_partition(const int is_bf16, const Attention *a, const Item *
             }
             for (int b = 0; b < count; b++) {
                 const int following = run + per_run + b < end ? run + per_run + b : end - 1;
-                (is_bf16 ? values_bf16 : values_f32)(n, weights + b * size / p, values + block_at(a, item, block_bytes, run + b),
-                                                     size / p, a->padded_dim, keys + block_at(a, item, block_bytes, following),
-                                                     state->out + first * MAX_DIM);
+                const int left = limit - (run + b) * size, words = left < size ? left / p : size / p;
+                const int32_t *w = weights + b * size / p;
+                const char *v = values + block_at(a, item, block_bytes, run + b);
+                const char *ahead = keys + block_at(a, item, block_bytes, following);
+                float *out = state->out + first * MAX_DIM;
+                (is_bf16 ? values_bf16 : values_f32)(n, w, v, words, a->padded_dim, ahead, out);
+                if (left < size && left % p) {
+                    /* The last word's second token is not the sequence's: another's, whose 0 * inf would be NaN. */
+                    uint32_t last[MAX_DIM] __attribute__((aligned(64)));
+                    memcpy(last, v + 4 * (size_t)words * a->padded_dim, 4 * (size_t)a->padded_dim);
+                    for (int i = 0; i < a->padded_dim; i++) last[i] &= 0xFFFF;
+                    values_bf16(n, w + words, (const char *)last, 1, a->padded_dim, ahead, out);
+                }
             }
         }
     }
@@ -339,6 +349,6 @@ EXPORT int max_tile_rows(void) { return MAX_TILE_ROWS; }
 
 EXPORT void paged_attention(int is_bf16, const Attention *a, const int32_t *work, int num_work, int tile_tokens) {
     Step step = {a, work, is_bf16, tile_tokens};
-    parallel_for(num_work * a->num_kv_heads, num_work * a->num_kv_heads * a->padded_dim > PARALLEL_ELEMENTS / 32, attend_task,
-                 &step);
+    const long elements = (long)num_work * a->num_kv_heads * a->padded_dim;
+    parallel_for(num_work * a->num_kv_heads, elements > PARALLEL_ELEMENTS / 32, attend_task, &step);
 }

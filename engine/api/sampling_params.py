@@ -43,8 +43,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: for each new token its log-probability and those of this many most likely ones; None for none at all.
     prompt_logprobs: the same for the prompt's tokens. Log-probabilities are those of the model's own logits, before
         penalties, bias, temperature and truncation.
-    seed: with one, the same random numbers at every call, so the same tokens as far as the arithmetic is the same: in
-        float32 that is so in any company; in bfloat16 other requests in the batch can turn a near-tie.
+    seed: with one, the same random numbers and so the same tokens at every call, in any company (docs/fidelity.md).
     n: how many sequences are generated for the prompt.
     max_tokens: most tokens to generate; None is as many as max_model_len leaves.
     stop: strings that end the output; they are not part of it unless `include_stop_str_in_output`.

@@ -18,6 +18,9 @@ from engine.text import TextDelta, TextStream
 
 # Of one request's prompts, over all texts: a hundred megabytes of answer at the most.
 _MAX_PROMPT_LOGPROBS = 2**20
+# Of one request's texts at their longest: the worker holds them until the answer is written, at up to half a kilobyte
+# each. A single text gets its twenty per token in any context of up to 199,000 tokens.
+_MAX_LOGPROBS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +95,23 @@ def _check(job: Job, model: ServedModel) -> None:
     rest = msgspec.structs.replace(job.params, allowed_token_ids=None, logit_bias={}, stop_token_ids=())
     for i, token_ids in enumerate(job.prompts):
         check_request(token_ids, rest if i else job.params, model.info, priority=job.options.priority)
-    num_top = job.params.prompt_logprobs
-    if num_top is not None and sum(map(len, job.prompts)) * job.params.n * (1 + num_top) > _MAX_PROMPT_LOGPROBS:
+    params, num_prompt_tokens = job.params, sum(map(len, job.prompts))
+    num_top = params.prompt_logprobs
+    if num_top is not None and num_prompt_tokens * params.n * (1 + num_top) > _MAX_PROMPT_LOGPROBS:
         raise InvalidRequest(
             f"'prompt_logprobs' asks for over {_MAX_PROMPT_LOGPROBS} log-probabilities: ask for fewer per token, or "
             "send fewer and shorter prompts at once.",
             "prompt_logprobs",
+        )
+    if params.logprobs is None:
+        return
+    if params.max_tokens is None:
+        num_tokens = len(job.prompts) * model.info.max_model_len - num_prompt_tokens
+    else:
+        num_tokens = len(job.prompts) * params.max_tokens
+    if num_tokens * params.n * (1 + params.logprobs) > _MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"'logprobs' may come to over {_MAX_LOGPROBS} log-probabilities: ask for fewer per token, or for fewer and "
+            "shorter texts at once.",
+            "logprobs",
         )

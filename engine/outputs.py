@@ -60,8 +60,8 @@ class GenerationOutput:
     request_id: unique within its `LLM`.
     prompt: None where token ids were given.
     prompt_logprobs: like `CompletionOutput.logprobs`, per token of the prompt; None for the first one.
-    num_cached_tokens: how many tokens of the prompt the prefix cache had, as its first sample to tell says; None where
-        a stop string ended all of them, which the engine does not count.
+    num_cached_tokens: how many tokens of the prompt the prefix cache had, as its first sample to tell says; None until
+        one has.
     """
 
     request_id: str

@@ -54,7 +54,8 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
     def names(self) -> dict[str, str]:
         """The engine's names for what this request calls otherwise."""
-        return {"prompt_logprobs": "logprobs"} if self.prompt_logprobs is None else {}
+        names = {"prompt_logprobs": "logprobs"} if self.prompt_logprobs is None else {}
+        return names if self.num_logprobs is not None else {**names, "logprobs": "best_of"}
 
 
 def read_completion(raw: RawBody, limits: PromptLimits) -> tuple[CompletionRequest, list[Prompt]]:

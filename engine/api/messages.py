@@ -70,7 +70,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of one finished sequence.
+    """Token counts of one sequence so far.
 
     num_cached_tokens: tokens of the prompt whose K/V was there when the sequence was first admitted.
     """
@@ -101,6 +101,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     logprobs: one entry per new token, where `params.logprobs` asks for it.
     prompt_logprobs: with the sequence's first output, where `params.prompt_logprobs` asks for it: one entry per token
         of the prompt but the first, which nothing predicts.
+    usage: with the first output and with the last one.
     """
 
     request_id: int

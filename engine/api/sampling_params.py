@@ -18,6 +18,8 @@ MAX_LOGIT_BIAS = 100.0
 MAX_LOGIT_BIASES = 1024
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARS = 256
+# Beyond these a logit could leave float32: infinities and NaN, that no sampler can choose among.
+MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
 _INT63 = 2**63
 _LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
@@ -41,8 +43,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: for each new token its log-probability and those of this many most likely ones; None for none at all.
     prompt_logprobs: the same for the prompt's tokens. Log-probabilities are those of the model's own logits, before
         penalties, bias, temperature and truncation.
-    seed: with one, the same random numbers at every call, so the same tokens as far as the arithmetic is the same: in
-        float32 that is so in any company; in bfloat16 other requests in the batch can turn a near-tie.
+    seed: with one, the same random numbers and so the same tokens at every call, in any company (docs/fidelity.md).
     n: how many sequences are generated for the prompt.
     max_tokens: most tokens to generate; None is as many as max_model_len leaves.
     stop: strings that end the output; they are not part of it unless `include_stop_str_in_output`.
@@ -125,9 +126,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name in ("presence_penalty", "frequency_penalty"):
             _require(-2.0 <= getattr(self, name) <= 2.0, name, "between -2 and 2")
         _require(
-            0.0 < self.repetition_penalty <= MAX_REPETITION_PENALTY,
+            MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY,
             "repetition_penalty",
-            f"greater than 0 and at most {MAX_REPETITION_PENALTY:g}",
+            f"between {MIN_REPETITION_PENALTY:g} and {MAX_REPETITION_PENALTY:g}",
         )
         _require(1 <= self.n <= MAX_N, "n", f"between 1 and {MAX_N}")
         if self.seed is not None:

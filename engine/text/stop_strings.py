@@ -3,6 +3,8 @@
 Knows text only; must not know tokens.
 """
 
+import functools
+
 
 class StopStrings:
     """Cuts a text at the first of the stop strings, whatever the pieces it comes in.
@@ -19,6 +21,8 @@ class StopStrings:
             raise ValueError("a stop string must not be empty")
         self._stops = stops
         self._keep = keep
+        # How many characters of each stop string the text ends with, where it is not complete.
+        self._num_live = [0] * len(stops)
         # Text not yet given out: from the first place at which some stop string may have started. It is never longer
         # than the longest stop string less one character.
         self._held = ""
@@ -36,6 +40,7 @@ class StopStrings:
         if not self._stops:
             return text, None
         self._held += text
+        self._num_live = [_advance(stop, num, text) for stop, num in zip(self._stops, self._num_live, strict=True)]
         if not may_end:
             self._num_immune = len(self._held)
         match = self._first_match()
@@ -72,13 +77,36 @@ class StopStrings:
 
     def _first_live(self) -> tuple[int, int] | None:
         """(start, rank) of the first stop string that has begun at the end of the held text and is not complete."""
-        found = ((_live_start(self._held, stop), rank) for rank, stop in enumerate(self._stops))
-        return min((live for live in found if live[0] >= 0), default=None)
+        return min(((len(self._held) - num, rank) for rank, num in enumerate(self._num_live) if num), default=None)
 
 
-def _live_start(text: str, stop: str) -> int:
-    """First index from which the rest of `text` is a proper prefix of `stop`; -1 if there is none."""
-    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-    while start >= 0 and not stop.startswith(text[start:]):
-        start = text.find(stop[0], start + 1)
-    return start
+def _advance(stop: str, num_live: int, text: str) -> int:
+    """The longest proper prefix of `stop` that ends a text which ended with `num_live` of it, then went on with `text`.
+
+    In constant time per character on average, whatever the two look like (Knuth, Morris and Pratt 1977).
+    """
+    if not num_live and stop[0] not in text:
+        return 0
+    borders = _borders(stop)
+    for char in text:
+        while num_live and stop[num_live] != char:
+            num_live = borders[num_live]
+        if stop[num_live] == char:
+            num_live += 1
+            if num_live == len(stop):
+                num_live = borders[num_live]
+    return num_live
+
+
+@functools.lru_cache(maxsize=256)
+def _borders(stop: str) -> tuple[int, ...]:
+    """At i: the length of the longest proper prefix of stop[:i] that also ends it."""
+    borders = [0, 0]
+    num = 0
+    for char in stop[1:]:
+        while num and stop[num] != char:
+            num = borders[num]
+        if stop[num] == char:
+            num += 1
+        borders.append(num)
+    return tuple(borders)

@@ -195,7 +195,7 @@ class ScriptedEngine:
                     stop_token_id=token_id if ends else None,
                     logprobs=logprobs,
                     prompt_logprobs=prompt_logprobs,
-                    usage=usage if ends or is_full else None,
+                    usage=usage if count == 0 or ends or is_full else None,
                 )
             )
             running[key] = (request, count + 1)

@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from container import text_run
 from engine.api import RequestOutput, TokenLogprobs
 from engine.text import Tokenizer
 from tests.http.conftest import REPLY
@@ -241,3 +242,27 @@ def test_merged_outputs_keep_their_logprobs() -> None:
     assert merged.new_token_ids == [1, 2, 3, 4]
     assert [entry.logprob for entry in merged.logprobs or []] == [1.0, 2.0, 3.0, 4.0]
     assert merged.prompt_logprobs == prompt
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "is_over", "param"),
+    [
+        (COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 100, "logprobs": 4, "n": 1}, {"n": 2}, "logprobs"),
+        (COMPLETIONS, {"prompt": "a", "max_tokens": 100, "n": 1, "best_of": 10}, {"max_tokens": 101}, "best_of"),
+        # Without max_tokens it is the context that bounds a text.
+        (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 1}, {"n": 2}, "top_logprobs"),
+        (
+            INVOCATIONS,
+            {"inputs": "a", "parameters": {"max_new_tokens": 100, "details": True}},
+            {"parameters": {"max_new_tokens": 101, "details": True, "top_n_tokens": 10}},
+            "parameters.top_n_tokens",
+        ),
+    ],
+)
+def test_no_request_asks_for_more_log_probabilities_than_a_worker_can_hold(
+    http: FlaskClient, monkeypatch: pytest.MonkeyPatch, url: str, body: Any, is_over: Any, param: str
+) -> None:
+    monkeypatch.setattr(text_run, "_MAX_LOGPROBS", 1000)
+    assert http.post(url, json=body).status_code == 200
+    response = http.post(url, json={**body, **is_over})
+    assert (response.status_code, response.get_json()["error"]["param"]) == (400, param)

@@ -80,6 +80,8 @@ def test_usage_tells_the_cached_tokens_of_each_prompt_once(http: FlaskClient, en
     engine.num_cached_tokens = 32
     body = http.post(COMPLETIONS, json={"prompt": ["a", "b"], "n": 3, "max_tokens": 2}).get_json()
     assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 64}
+    body = http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 100, "stop": "lo"}).get_json()
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
     for url, sent in ((CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "a"})):
         streamed = events(
             http.post(

@@ -92,6 +92,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"frequency_penalty": -2.1}, "frequency_penalty"),
     ({"frequency_penalty": 1e300}, "frequency_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e-300}, "repetition_penalty"),  # 0 in float32: the logits would be infinite
     ({"repetition_penalty": 101}, "repetition_penalty"),
     ({"min_p": 1.5}, "min_p"),
     ({"min_p": "x"}, "min_p"),

@@ -59,7 +59,7 @@ class RepeatingCore:
             if params.prompt_logprobs is None or place
             else [_entry(ids[i], -i, params.prompt_logprobs) for i in range(1, len(ids))],
             usage=Usage(num_prompt_tokens=len(ids), num_output_tokens=place + 1, num_cached_tokens=32 + key[1])
-            if is_last
+            if is_last or not place
             else None,
         )
 
@@ -127,7 +127,7 @@ def test_cached_tokens_finished_and_ids(llm: LLM) -> None:
     first, second = llm.generate(["Hello", "there"], SamplingParams(max_tokens=99, n=2), use_tqdm=False)
     assert (first.num_cached_tokens, first.finished, first.outputs[1].finished) == (32, True, True)
     [third] = llm.generate("Hello", SamplingParams(max_tokens=99, stop="lo"), use_tqdm=False)
-    assert third.num_cached_tokens is None
+    assert third.num_cached_tokens == 32, "a stop string ends the text before the engine's last output"
     assert len({first.request_id, second.request_id, third.request_id}) == 3
     assert {type(result.request_id) for result in (first, second, third)} == {str}
 

@@ -13,7 +13,11 @@
 #include "common.h"
 
 #define COLUMNS 32
+#define CHUNK_STEPS 128   /* 16 KiB of a panel: half of a first-level cache */
+#define MAX_CHUNKED_TILES 4
+#define FETCH_AHEAD 4096  /* bytes */
 #define NUM_VECTORS (COLUMNS / LANES)
+#define STEP_BYTES (4 * COLUMNS)
 
 enum { F32, BF16, INT8, INT4 };
 
@@ -24,6 +28,9 @@ typedef struct {
     const float *scales; /* INT4: [K / group][32] of this panel */
     int num_steps;       /* F32: K; BF16: K / 2; INT8: K / 4; INT4: K / 8 */
     int group_steps;     /* INT4: steps per group */
+    int is_continued;    /* the sums so far are in `out` */
+    const char *ahead;   /* what to fetch meanwhile, `ahead_stride` bytes per step */
+    size_t ahead_stride;
 } Tile;
 
 #if defined(__AVX512BW__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
@@ -43,12 +50,12 @@ INLINE int32_t word_at(const char *p, int i) {
 INLINE void run_tile(const int kind, const int rows, const Tile *t, float *out) {
     vf acc[MAX_ROWS][NUM_VECTORS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < NUM_VECTORS; v++) acc[r][v] = (vf){0};
-    const char *panel = t->panel;
-    const size_t step_bytes = NUM_VECTORS * sizeof(vf);
-    for (int k = 0; k < t->num_steps; k++, panel += step_bytes) {
-        __builtin_prefetch(panel + 4096);
-        __builtin_prefetch(panel + 4096 + 64);
+        for (int v = 0; v < NUM_VECTORS; v++)
+            acc[r][v] = t->is_continued ? load_f32(out + r * COLUMNS + LANES * v) : (vf){0};
+    const char *panel = t->panel, *ahead = t->ahead;
+    for (int k = 0; k < t->num_steps; k++, panel += STEP_BYTES, ahead += t->ahead_stride) {
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + 64);
         for (int r = 0; r < rows; r++) {
             int32_t word = word_at(t->x + r * t->x_stride, k);
             for (int v = 0; v < NUM_VECTORS; v++) {
@@ -84,8 +91,8 @@ INLINE void run_tile_int4(const int rows, const Tile *t, float *out) {
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < NUM_VECTORS; v++) part[r][v] = (vf){0};
         for (int k = start; k < start + t->group_steps; k++, panel += 2 * sizeof(vi)) {
-            __builtin_prefetch(panel + 4096);
-            __builtin_prefetch(panel + 4096 + 64);
+            __builtin_prefetch(panel + FETCH_AHEAD);
+            __builtin_prefetch(panel + FETCH_AHEAD + 64);
             __m512i words[NUM_VECTORS] = {_mm512_loadu_si512(panel), _mm512_loadu_si512(panel + 64)};
             for (int i = 0; i < 4; i++) {
                 vi w[NUM_VECTORS];
@@ -161,30 +168,43 @@ typedef struct {
     int num_rows;
 } Product;
 
+/* Tiles of nearly equal height: 13 rows are 7 and 6, not 12 and 1. */
+INLINE int first_row(const Product *product, int tile, int num_tiles) {
+    return (int)((long)product->num_rows * tile / num_tiles);
+}
+
 /* A tile's sums to values of y, [rows, width]. */
-INLINE void finish_tile(const Product *product, float *out, int start, int rows, int first, int width) {
+INLINE void finish_tile(const Product *product, const float *out, int start, int rows, int first, int width) {
     const Weights *w = product->w;
+    /* Per column, padded to the panel's width: what lies past `width` is computed and not stored. */
+    float scales[COLUMNS] = {0}, bias[COLUMNS] = {0};
+    int32_t offsets[COLUMNS] = {0};
+    if (w->kind == INT8) memcpy(scales, w->scales + first, sizeof(float) * width);
+    if (w->kind == INT8) memcpy(offsets, w->offsets + first, sizeof(int32_t) * width);
+    if (w->bias) memcpy(bias, w->bias + first, sizeof(float) * width);
     for (int r = 0; r < rows; r++) {
-        float *row = out + r * COLUMNS;
-        if (w->kind == INT8) {
-            int32_t sums[COLUMNS];
-            memcpy(sums, row, sizeof sums);
-            for (int c = 0; c < width; c++)
-                row[c] = (float)(sums[c] - w->offsets[first + c]) * (w->scales[first + c] * product->row_scales[start + r]);
-        }
-        if (w->bias)
-            for (int c = 0; c < width; c++) row[c] += w->bias[first + c];
         const size_t at = (size_t)(start + r) * w->num_columns + first;
+        bf16 narrowed[COLUMNS];
+        float row[COLUMNS];
+        for (int v = 0; v < NUM_VECTORS; v++) {
+            vf y = load_f32(out + r * COLUMNS + LANES * v);
+            if (w->kind == INT8) {
+                const vf sums = __builtin_convertvector((vi)y - load_i32(offsets + LANES * v), vf);
+                y = sums * (load_f32(scales + LANES * v) * splat(product->row_scales[start + r]));
+            }
+            if (w->bias) y += load_f32(bias + LANES * v);
+            store_f32(row + LANES * v, y);
+            store_bf16(narrowed + LANES * v, y);
+        }
         if (w->kind == F32)
-            memcpy((float *)product->y + at, row, 4 * (size_t)width);
-        else if (width == COLUMNS)
-            for (int v = 0; v < NUM_VECTORS; v++)
-                store_bf16((bf16 *)product->y + at + LANES * v, load_f32(row + LANES * v));
+            memcpy((float *)product->y + at, row, sizeof(float) * width);
         else
-            for (int c = 0; c < width; c++) ((bf16 *)product->y)[at + c] = narrow(row[c]);
+            memcpy((bf16 *)product->y + at, narrowed, sizeof(bf16) * width);
     }
 }
 
+/* One panel times all rows. A few tiles take turns on each chunk of the panel, so that it comes from memory while they
+ * compute, each fetching its share of the next; with many tiles the panel is in the cache for all but the first. */
 static void multiply_panel(void *context, int p) {
     const Product *product = context;
     const Weights *w = product->w;
@@ -193,15 +213,32 @@ static void multiply_panel(void *context, int p) {
     const int num_tiles = (product->num_rows + max_rows - 1) / max_rows;
     const int first = p * COLUMNS;
     const int width = w->num_columns - first < COLUMNS ? w->num_columns - first : COLUMNS;
-    float out[MAX_ROWS * COLUMNS] __attribute__((aligned(64)));
-    for (int tile = 0; tile < num_tiles; tile++) {
-        /* Tiles of nearly equal height: 13 rows are 7 and 6, not 12 and 1. */
-        const int start = (int)((long)product->num_rows * tile / num_tiles);
-        const int rows = (int)((long)product->num_rows * (tile + 1) / num_tiles) - start;
-        const Tile t = {product->x + start * product->x_stride, product->x_stride, w->panels + p * w->panel_bytes,
-                        w->scales + (size_t)p * num_groups * COLUMNS, w->num_steps, w->group_steps};
-        TABLES[w->kind][rows](&t, out);
-        finish_tile(product, out, start, rows, first, width);
+    const char *panel = w->panels + p * w->panel_bytes;
+    const int is_chunked = w->kind != INT4 && num_tiles > 1 && num_tiles <= MAX_CHUNKED_TILES;
+    const int at_once = is_chunked ? num_tiles : 1, chunk_steps = is_chunked ? CHUNK_STEPS : w->num_steps;
+    float out[MAX_CHUNKED_TILES][MAX_ROWS * COLUMNS] __attribute__((aligned(64)));
+    for (int turn = 0; turn < num_tiles; turn += at_once) {
+        for (int step = 0; step < w->num_steps; step += chunk_steps) {
+            const int steps = w->num_steps - step < chunk_steps ? w->num_steps - step : chunk_steps;
+            const char *chunk = panel + (size_t)step * STEP_BYTES;
+            for (int tile = 0; tile < at_once; tile++) {
+                const int start = first_row(product, turn + tile, num_tiles);
+                const Tile t = {.x = product->x + start * product->x_stride + 4 * (size_t)step,
+                                .x_stride = product->x_stride,
+                                .panel = chunk,
+                                .scales = w->scales + (size_t)p * num_groups * COLUMNS,
+                                .num_steps = steps,
+                                .group_steps = w->group_steps,
+                                .is_continued = step > 0,
+                                .ahead = chunk + (is_chunked ? STEP_BYTES * (size_t)(steps + steps * tile / num_tiles) : FETCH_AHEAD),
+                                .ahead_stride = STEP_BYTES / at_once};
+                TABLES[w->kind][first_row(product, turn + tile + 1, num_tiles) - start](&t, out[tile]);
+            }
+        }
+        for (int tile = 0; tile < at_once; tile++) {
+            const int start = first_row(product, turn + tile, num_tiles);
+            finish_tile(product, out[tile], start, first_row(product, turn + tile + 1, num_tiles) - start, first, width);
+        }
     }
 }
 

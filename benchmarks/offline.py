@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    llm = LLM(args.model, dtype=args.dtype, max_num_seqs=max(args.batch_sizes))
+    # Each repeat has the same prompts: with the prefix cache only the first would compute them.
+    llm = LLM(args.model, dtype=args.dtype, max_num_seqs=max(args.batch_sizes), enable_prefix_caching=False)
     peer = TransformersPeer(args.model, getattr(torch, args.dtype))
     rows = [measure(llm, peer, batch_size, args) for batch_size in args.batch_sizes]
     finish({"benchmark": "offline", **vars(args), "results": rows, "machine": machine()})

@@ -185,7 +185,8 @@ def main() -> None:
     vocab_size = args.vocab_size or json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
     prompts = random_prompts(args.num_requests, args.input_len, vocab_size)
     with contextlib.nullcontext(args.url) if args.url else server(args) as url:
-        asyncio.run(load(url, prompts[: args.max_concurrency], args))  # warm-up
+        # The warm-up has prompts of its own, so that the prefix cache knows none of the measured ones.
+        asyncio.run(load(url, random_prompts(args.max_concurrency, args.input_len, vocab_size, seed=1), args))
         records, seconds = asyncio.run(load(url, prompts, args))
     result = summarise(records, seconds)
     if not args.skip_peer:

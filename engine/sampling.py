@@ -11,8 +11,6 @@ from engine.token_rules import FloatArray, IntArray, TokenRules
 from kernels import AllowedTokens, Penalties, SamplingTensors, TokenBias
 
 _LEAST_TOP_P = 1e-12
-# A positive logit divided by less could be infinite, and infinity less itself is no number.
-_LEAST_REPETITION_PENALTY = 1e-20
 _NO_LOGPROBS = -1
 
 
@@ -67,8 +65,7 @@ class SamplingState:
         self._top_p[row] = max(params.top_p, _LEAST_TOP_P)
         self._min_p[row] = params.min_p
         self._seed[row] = sequence.seed
-        repetition = max(params.repetition_penalty, _LEAST_REPETITION_PENALTY)
-        self._penalties[:, row] = repetition, params.frequency_penalty, params.presence_penalty
+        self._penalties[:, row] = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
         self._num_logprobs[row] = _NO_LOGPROBS if params.logprobs is None else params.logprobs
         has_rules = TokenRules.are_needed(sequence)
         self._rules[row] = TokenRules(sequence, self._vocab_size, self._eos_token_ids) if has_rules else None

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.api import EngineConfig, GenerateRequest, ModelInfo, RequestOutput, SamplingParams, TokenLogprobs
+from engine.api.sampling_params import MIN_REPETITION_PENALTY
 from engine.core import EngineCore
 from engine.kv_cache import KVCacheManager
 from engine.runner import ModelRunner, load_runner
@@ -261,9 +262,9 @@ def test_a_device_check_between_steps_changes_nothing(loaded: Loaded) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("penalty", [5e-324, 1e-38, 1e-25])
+@pytest.mark.parametrize("penalty", [MIN_REPETITION_PENALTY, 0.05])
 def test_the_least_repetition_penalties_harm_nobody(loaded: Loaded, penalty: float) -> None:
-    """Divided by them a logit would be infinite, and the step would fail for all that are in it."""
+    """A logit that they divided to infinity would fail the step for all that are in it."""
     truncations: list[dict[str, float]] = [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}]
     requests = [
         request(i, PROMPTS[2], temperature=1.0, repetition_penalty=penalty, **truncation)

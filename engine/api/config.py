@@ -66,7 +66,7 @@ class EngineConfig:
         _check(memory_gib is None or 0 < memory_gib <= 2**20, "kv_cache_memory_gib", f"more than 0 and at most {2**20}")
         _check(self.num_threads is None or 1 <= self.num_threads <= 1024, "num_threads", "between 1 and 1024")
         _check(isinstance(self.enable_prefix_caching, bool), "enable_prefix_caching", "true or false")
-        _check(self.deterministic in (None, True, False), "deterministic", "true or false")
+        _check(self.deterministic is None or isinstance(self.deterministic, bool), "deterministic", "true or false")
         _check(self.quantization in ("none", "int8", "int4"), "quantization", "none, int8 or int4")
         _check(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
 

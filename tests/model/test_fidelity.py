@@ -12,14 +12,16 @@ from engine.llm import TokensPrompt
 from engine.loading import read_model_config
 from engine.runner.model_runner import bytes_per_block
 from kernels import KernelOptions, for_device, select
+from kernels.cpu import load_native
 from kernels.cpu.linear import NativeLinear, OneDnnLinear
 from tests.model.driver import PromptLogits
 from tests.model.tiny_models import make_llama, make_qwen3
 
 SHIPPED = Path(__file__).parents[2] / "models/galley-tiny"
 NUM_REQUESTS = 14
+NATIVE = load_native()
 native_quantization = pytest.mark.skipif(
-    not for_device(torch.device("cpu"))._native.has_quantized,  # type: ignore[attr-defined]
+    NATIVE is None or not NATIVE.has_quantized,
     reason="this CPU has no AVX512-VNNI",
 )
 

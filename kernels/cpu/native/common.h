@@ -14,6 +14,7 @@
 #include "pool.h"
 
 #define LANES 16
+#define COLUMNS 32 /* of a panel of packed weights; linear.py knows it too */
 #define INLINE static inline __attribute__((always_inline))
 /* Elements of work below which a second thread costs more to wake than it saves. */
 #define PARALLEL_ELEMENTS 16384

@@ -82,7 +82,7 @@ EXPORT void rms_norm(int is_bf16, void *residual, const void *x, const void *w, 
     parallel_for(num_rows, (long)num_rows * width > PARALLEL_ELEMENTS, norm_task, &norm);
 }
 
-/* e^x as 2^(x log2 e), for any x: 2^x = 1 / 2^-x keeps the argument of exp2_nonpositive below 0. */
+/* 1 / (1 + e^-x), from e^-|x|, whose exponent is never above 0. */
 INLINE vf sigmoid(vf x) {
     vf magnitude = (vf)((vi)x & 0x7FFFFFFF);
     vf e = exp2_nonpositive(magnitude * splat(-1.44269504f));

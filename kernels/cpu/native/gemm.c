@@ -12,7 +12,6 @@
  */
 #include "common.h"
 
-#define COLUMNS 32
 #define CHUNK_STEPS 128   /* 16 KiB of a panel: half of a first-level cache */
 #define MAX_CHUNKED_TILES 4
 #define FETCH_AHEAD 4096  /* bytes */

@@ -3,12 +3,10 @@
  * A panel holds words of 4 bytes: [K / p][32][p], with p = 2 bfloat16 or 1 float to a word. Rows of several weights may
  * follow one another in the same panels; what lies past the last row or column is zero.
  */
-#include <string.h>
 #include <sys/mman.h>
 
-#include "pool.h"
+#include "common.h"
 
-#define COLUMNS 32
 #define WORDS 16 /* of a row at a time: one cache line */
 #define PAGE 4096
 

@@ -45,7 +45,12 @@ from engine.api import (
 
 log = logging.getLogger(__name__)
 
-_RECONNECT_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+_RECONNECT_S = (0.05, 0.1, 0.2)
+# /ping is one worker's word: the next request may meet another one, that is still about to connect or to load the
+# tokenizer of an engine that is ready. So long a request waits for it.
+_NOT_CONNECTED, _NO_TOKENIZER = "waiting for the engine", "loading the tokenizer"
+_CATCH_UP_S = {_NOT_CONNECTED: 0.5, _NO_TOKENIZER: 10.0}
+_CATCH_UP_POLL_S = 0.02
 _RELOAD_MODEL_S = 5.0
 # The engine ends a request at its deadline; this long after it, the worker does so itself.
 _DEADLINE_SLACK_S = 2.0
@@ -147,16 +152,20 @@ class EngineClient:
         """See Engine."""
         status = self._status
         if status is None:
-            return Health(False, "starting", "waiting for the engine")
+            return Health(False, "starting", _NOT_CONNECTED)
         if self._is_stalled(status):
             return Health(False, "stalled", "the engine gives no sign of life")
         if status.state == "ready" and (self._model is None or self._model.info != status.model):
-            return Health(False, "starting", "loading the tokenizer")
+            return Health(False, "starting", _NO_TOKENIZER)
         return Health(status.state == "ready", status.state, status.stage)
 
     def model(self) -> ServedModel:
-        """See Engine."""
+        """See Engine. Waits a moment for what this worker alone is late with."""
+        asked = time.monotonic()
         health = self.health()
+        while time.monotonic() - asked < _CATCH_UP_S.get(health.stage, 0.0):
+            gevent.sleep(_CATCH_UP_POLL_S)
+            health = self.health()
         if not health.is_ready or self._model is None:
             raise EngineNotReady(f"The model is not ready to serve requests: {health.stage}.")
         return self._model

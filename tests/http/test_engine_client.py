@@ -1,12 +1,15 @@
 """The engine client alone, over the scripted engine's socket."""
 
+import threading
 import time
+from pathlib import Path
 
 import gevent
 import pytest
 
 from container.engine_client import EngineClient
-from engine.api import DeadlineExceeded, EngineNotReady, RequestAborted, SamplingParams
+from container.served_model import ServedModel, load_served_model
+from engine.api import DeadlineExceeded, EngineNotReady, ModelInfo, RequestAborted, SamplingParams
 from tests.http.scripted_engine import ScriptedEngine, wait_until
 
 PARAMS = SamplingParams(max_tokens=None)
@@ -110,3 +113,31 @@ def test_connects_again_after_the_engine_died(engine_client: EngineClient, engin
     engine.start()
     wait_until(lambda: engine_client.health().is_ready)
     assert list(engine_client.generate([[1]], PARAMS, deadline()))
+
+
+def test_a_request_waits_for_the_tokenizer_of_an_engine_that_is_ready(engine: ScriptedEngine) -> None:
+    loading = threading.Event()
+
+    def load_slowly(info: ModelInfo) -> ServedModel:
+        loading.wait(10)
+        return load_served_model(info)
+
+    client = EngineClient(str(engine.path), stall_limit_s=60.0, load_model=load_slowly)
+    client.start()
+    try:
+        wait_until(lambda: client.health().stage == "loading the tokenizer")
+        gevent.spawn_later(0.1, loading.set)
+        assert client.model().info == engine.model
+    finally:
+        loading.set()
+        client.stop()
+
+
+def test_without_an_engine_a_request_is_refused_within_a_moment(tmp_path: Path) -> None:
+    client = EngineClient(str(tmp_path / "nobody.sock"), stall_limit_s=60.0)
+    client.start()
+    try:
+        with pytest.raises(EngineNotReady, match="waiting for the engine"):
+            client.model()
+    finally:
+        client.stop()

@@ -5,6 +5,7 @@ Knows tensors only. Must not know sequences, requests or the engine.
 
 from kernels.interface import (
     AllowedTokens,
+    AttentionForm,
     AttentionHeads,
     AttentionMetadata,
     Kernels,
@@ -19,6 +20,7 @@ from kernels.select import KernelOptions, for_device, preferred_dtype
 
 __all__ = [
     "AllowedTokens",
+    "AttentionForm",
     "AttentionHeads",
     "AttentionMetadata",
     "KernelOptions",

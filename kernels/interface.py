@@ -22,6 +22,7 @@ class AttentionMetadata:
     seq_lens: [S], length of K/V of each sequence including this step's tokens.
     block_table: [S, max_blocks]; entries past a sequence's last block are 0, the null block.
     max_query_len, max_seq_len: the largest of each, for grids and buffers.
+    num_decodes: so many sequences, the first ones, have one query token each; those after them may have any number.
     """
 
     slot_mapping: Tensor
@@ -30,6 +31,30 @@ class AttentionMetadata:
     block_table: Tensor
     max_query_len: int
     max_seq_len: int
+    num_decodes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttentionForm:
+    """What a layer's attention computes besides the softmax of its scores, which are scale * q k^T.
+
+    window: a query sees the keys of its own position and of the window - 1 before it; 0 is all of them.
+    soft_cap: scores become soft_cap * tanh(score / soft_cap) (Gemma 2); 0 leaves them.
+    sinks: float32 [H]; each head's softmax has one more score, this, of no value (gpt-oss); None has none.
+    key_scale, value_scale: what an e4m3 cache holds, times this, is K and V; 1 for caches of other types.
+    """
+
+    scale: float
+    window: int = 0
+    soft_cap: float = 0.0
+    sinks: Tensor | None = None
+    key_scale: float = 1.0
+    value_scale: float = 1.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is softmax(scale * q k^T) v and nothing else."""
+        return not self.window and not self.soft_cap and self.sinks is None and self.key_scale == self.value_scale == 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +137,7 @@ class AttentionHeads:
     """How a layer's fused projection is cut into heads: [T, (H + 2 * Hkv) * D], queries, keys, then values.
 
     query_norm, key_norm: weights [D] of the RMS norm that each query and key head gets before the rotation, or None.
+    key_scale, value_scale: K and V are divided by these before an e4m3 cache takes them.
     """
 
     num_heads: int
@@ -120,6 +146,8 @@ class AttentionHeads:
     query_norm: Tensor | None
     key_norm: Tensor | None
     eps: float
+    key_scale: float = 1.0
+    value_scale: float = 1.0
 
 
 class PackedLinear(Protocol):
@@ -138,6 +166,7 @@ class RotateAndStore(Protocol):
     ) -> Tensor:
         """Norm and rotate queries and keys, write keys and values to the cache; returns the queries [T, H, D].
 
+        The tables are [T, R / 2]: the first R dimensions of each head are rotated, the others stay (partial RoPE).
         `qkv` may be overwritten, and the queries may be a view of it.
         """
         ...
@@ -164,7 +193,10 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Root-mean-square norm of x [T, size] over the last dimension, times weight [size]."""
+        """Root-mean-square norm of x [T, size] over the last dimension, times weight [size].
+
+        Gemma's form, times 1 + w, is a weight of 1 + w in float32, computed at load.
+        """
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -179,12 +211,16 @@ class Kernels(Protocol):
         """silu(gate) * up for gate_up [T, 2 * width], the gate in the first half."""
         ...
 
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """gelu(gate) * up in GELU's tanh form, for gate_up as in `silu_and_mul`."""
+        ...
+
     def plan_attention(self, metadata: AttentionMetadata) -> object:
         """What `paged_attention` needs of a step, computed once and used by every layer of that step only."""
         ...
 
     def paged_attention(
-        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, scale: float
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, form: AttentionForm
     ) -> Tensor:
         """Causal attention of query [T, H, D] over the caches; returns [T, H * D]."""
         ...

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.interface import (
+    AttentionForm,
     AttentionHeads,
     AttentionMetadata,
     Logprobs,
@@ -51,17 +52,32 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tens
 def apply_rope(heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding (Su et al. 2021) in the half-rotation form of GPT-NeoX, Llama and Qwen; heads [T, heads, D].
 
-    Dimension i < D/2 and dimension i + D/2 are the two coordinates that angle i turns.
+    tables: [T, R / 2]. Dimension i < R/2 and dimension i + R/2 are the two coordinates that angle i turns; those from R
+    on stay as they are.
     """
     cos, sin = (table[:, None] for table in tables)
-    first, second = heads.float().chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(heads.dtype)
+    half = cos.shape[-1]
+    first, second, rest = heads.float().tensor_split((half, 2 * half), -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1).to(heads.dtype)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of SwiGLU (Shazeer 2020) for gate_up [T, 2 * width]: gate first, up second."""
     gate, up = gate_up.float().chunk(2, -1)
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+
+
+def gelu_and_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up (GEGLU, Shazeer 2020) in the tanh form (Hendrycks and Gimpel 2016), as `silu_and_mul`."""
+    gate, up = gate_up.float().chunk(2, -1)
+    return (torch.nn.functional.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+
+
+def to_cache(x: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+    """X as a cache of `dtype` holds it: e4m3 caches hold x / scale, saturating at 448."""
+    if dtype != torch.float8_e4m3fn:
+        return x.to(dtype)
+    return (x.float() / scale).clamp(-448.0, 448.0).to(dtype)
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -71,9 +87,10 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
     occurs twice, except in the null block, whose content means nothing.
     """
     for new, cache in ((key, key_cache), (value, value_cache)):
-        flat = cache.view(-1, *cache.shape[2:])
+        # Bytes, because torch cannot index an e4m3 tensor on every device.
+        flat = cache.view(torch.uint8).view(-1, *cache.shape[2:-1], cache.shape[-1] * cache.element_size())
         used = slot_mapping >= 0
-        flat[slot_mapping[used]] = new[used]
+        flat[slot_mapping[used]] = new[used].contiguous().view(torch.uint8)
 
 
 def rotate_and_store(
@@ -94,7 +111,8 @@ def rotate_and_store(
         query = rms_norm(query, heads.query_norm, heads.eps)
     if heads.key_norm is not None:
         key = rms_norm(key, heads.key_norm, heads.eps)
-    store_kv(apply_rope(key, tables), value, *cache, slot_mapping)
+    key = to_cache(apply_rope(key, tables), cache[0].dtype, heads.key_scale)
+    store_kv(key, to_cache(value, cache[1].dtype, heads.value_scale), *cache, slot_mapping)
     return apply_rope(query, tables)
 
 
@@ -103,13 +121,14 @@ def paged_attention(
     key_cache: Tensor,
     value_cache: Tensor,
     metadata: AttentionMetadata,
-    scale: float,
+    form: AttentionForm,
 ) -> Tensor:
     """softmax(scale * q k^T + causal mask) v for each sequence of a ragged batch, K and V read through its block table.
 
     query: [T, H, D]; caches: [blocks, block_size, Hkv, D] and hold this step's K/V already. Query head h reads
     key/value head h // (H / Hkv). The query tokens of a sequence are its last ones: query i of n sees the first
-    seq_len - n + i + 1 keys. float32 inside; returns [T, H * D] in query's dtype.
+    seq_len - n + i + 1 keys. float32 inside; returns [T, H * D] in query's dtype. `form` says what else is done to the
+    scores: cap, then mask by window, then one more column for the sink, which takes weight and gives no value.
     """
     num_tokens, num_heads, head_dim = query.shape
     block_size, num_kv_heads = key_cache.shape[1:3]
@@ -118,14 +137,29 @@ def paged_attention(
     for s, seq_len in enumerate(metadata.seq_lens.tolist()):
         start, end = starts[s], starts[s + 1]
         blocks = metadata.block_table[s, : -(-seq_len // block_size)].long()
-        keys = key_cache[blocks].flatten(0, 1)[:seq_len].float().repeat_interleave(num_heads // num_kv_heads, 1)
-        values = value_cache[blocks].flatten(0, 1)[:seq_len].float().repeat_interleave(num_heads // num_kv_heads, 1)
-        scores = torch.einsum("qhd,khd->hqk", query[start:end].float(), keys) * scale
-        last_key = torch.arange(seq_len - (end - start), seq_len, device=query.device)
-        hidden = torch.arange(seq_len, device=query.device) > last_key[:, None]
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        keys = _cached(key_cache, blocks, seq_len, form.key_scale).repeat_interleave(num_heads // num_kv_heads, 1)
+        values = _cached(value_cache, blocks, seq_len, form.value_scale).repeat_interleave(num_heads // num_kv_heads, 1)
+        scores = torch.einsum("qhd,khd->hqk", query[start:end].float(), keys) * form.scale
+        if form.soft_cap:
+            scores = form.soft_cap * torch.tanh(scores / form.soft_cap)
+        last_key = torch.arange(seq_len - (end - start), seq_len, device=query.device)[:, None]
+        key = torch.arange(seq_len, device=query.device)
+        hidden = key > last_key
+        if form.window:
+            hidden |= key <= last_key - form.window
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if form.sinks is not None:
+            sinks = form.sinks.float()[:, None, None].expand(-1, end - start, 1)
+            scores = torch.cat((scores, sinks), -1)
+        weights = scores.softmax(-1)[..., :seq_len]
         out[start:end] = torch.einsum("hqk,khd->qhd", weights, values).flatten(1).to(query.dtype)
     return out
+
+
+def _cached(cache: Tensor, blocks: Tensor, seq_len: int, scale: float) -> Tensor:
+    """The first seq_len tokens of these blocks, float32 [seq_len, Hkv, D]."""
+    chosen = cache.view(torch.uint8)[blocks].view(cache.dtype) if cache.element_size() == 1 else cache[blocks]
+    return chosen.flatten(0, 1)[:seq_len].float() * scale
 
 
 def fmix32(h: Tensor) -> Tensor:
@@ -274,6 +308,7 @@ class ReferenceKernels:
     add_rms_norm = staticmethod(add_rms_norm)
     rope_tables = staticmethod(rope_tables)
     silu_and_mul = staticmethod(silu_and_mul)
+    gelu_and_mul = staticmethod(gelu_and_mul)
     sample = staticmethod(sample)
     logprobs = staticmethod(logprobs)
 
@@ -297,9 +332,9 @@ class ReferenceKernels:
         return metadata
 
     def paged_attention(
-        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, scale: float
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, form: AttentionForm
     ) -> Tensor:
         """See `paged_attention`."""
         if not isinstance(plan, AttentionMetadata):
             raise TypeError("the plan was not made by plan_attention")
-        return paged_attention(query, key_cache, value_cache, plan, scale)
+        return paged_attention(query, key_cache, value_cache, plan, form)

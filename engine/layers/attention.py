@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.layers.config import ModelConfig
 from engine.layers.linear import Linear
 from engine.layers.weights import Weights
-from kernels import AttentionHeads, Kernels
+from kernels import AttentionForm, AttentionHeads, Kernels
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Attention:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str, kernels: Kernels, *, qk_norm: bool) -> None:
-        self._scale = config.head_dim**-0.5
+        self._form = AttentionForm(scale=config.head_dim**-0.5)
         self._kernels = kernels
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = ((prefix + "q_proj", q_size), (prefix + "k_proj", kv_size), (prefix + "v_proj", kv_size))
@@ -55,4 +55,4 @@ class Attention:
     def __call__(self, x: Tensor, cache: tuple[Tensor, Tensor], step: StepContext) -> Tensor:
         """X [T, hidden_size] to the same shape; writes the tokens' K/V into `cache` first."""
         query = self._rotate_and_store(self._qkv(x), step.tables, cache, step.slot_mapping)
-        return self._out(self._kernels.paged_attention(query, *cache, step.plan, self._scale))
+        return self._out(self._kernels.paged_attention(query, *cache, step.plan, self._form))

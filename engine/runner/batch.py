@@ -109,11 +109,18 @@ class BatchBuilder:
                 block_table=torch.from_numpy(table),
                 max_query_len=max_query_len,
                 max_seq_len=max_seq_len,
+                num_decodes=_num_decodes(num_scheduled),
             ),
             logits_indices=torch.from_numpy(query_start_loc[1:][sampled].astype(np.int64) - 1),
             sampling=self._sampling.batch(rows[sampled], num_known[sampled], tuple(sampled.tolist())),
             prompt_logprobs=prompt_rows(output.scheduled),
         )
+
+
+def _num_decodes(num_scheduled: IntArray) -> int:
+    """How many sequences at the front have one token in this step."""
+    longer = np.flatnonzero(num_scheduled != 1)
+    return int(longer[0]) if len(longer) else len(num_scheduled)
 
 
 def _input_ids(output: SchedulerOutput, num_tokens: int, max_query_len: int) -> IntArray:

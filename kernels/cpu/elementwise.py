@@ -72,9 +72,11 @@ class RotateAndStore:
     def __call__(
         self, qkv: Tensor, tables: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], slot_mapping: Tensor
     ) -> Tensor:
-        """Queries [T, H, D], a view of `qkv`."""
+        """Queries [T, H, D], a view of `qkv`. Raises NotImplementedError for a rotation of part of each head."""
         qkv = qkv.contiguous()
         cos, sin = (table.contiguous() for table in tables)
+        if 2 * cos.shape[-1] != self._heads.head_dim:
+            raise NotImplementedError("the CPU's kernels rotate whole heads only")
         keys, values = cache
         self._packed.block_size = keys.shape[3]
         self._native.rotate_and_store(

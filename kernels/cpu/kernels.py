@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels import reference
 from kernels.cpu import attention, elementwise, linear, sampling
 from kernels.cpu.native import Native
-from kernels.interface import AttentionHeads, AttentionMetadata, PackedLinear, RotateAndStore
+from kernels.interface import AttentionForm, AttentionHeads, AttentionMetadata, PackedLinear, RotateAndStore
 
 
 class CpuKernels:
@@ -18,6 +18,7 @@ class CpuKernels:
     """
 
     logprobs = staticmethod(sampling.logprobs)
+    gelu_and_mul = staticmethod(reference.gelu_and_mul)
     rope_tables = staticmethod(reference.rope_tables)
 
     def __init__(self, native: Native, *, quantization: str = "none", use_onednn: bool = False) -> None:
@@ -61,12 +62,14 @@ class CpuKernels:
         return attention.CpuAttentionPlan(metadata)
 
     def paged_attention(
-        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, scale: float
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: object, form: AttentionForm
     ) -> Tensor:
-        """See `attention.PagedAttention`."""
+        """See `attention.PagedAttention`. Raises NotImplementedError for a form that is not plain."""
+        if not form.is_plain:
+            raise NotImplementedError("the CPU's attention has no window, soft cap, sinks or e4m3 cache")
         if not isinstance(plan, attention.CpuAttentionPlan):
             raise TypeError("the plan was not made by plan_attention")
-        return self._attention(query, key_cache, value_cache, plan, scale)
+        return self._attention(query, key_cache, value_cache, plan, form.scale)
 
 
 class EagerCpuKernels(reference.ReferenceKernels):

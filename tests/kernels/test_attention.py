@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from kernels import AttentionHeads, AttentionMetadata, Kernels, for_device
+from kernels import AttentionForm, AttentionHeads, AttentionMetadata, Kernels, for_device
 from kernels.cpu import CpuKernels
 from kernels.reference import ReferenceKernels, rope_tables
 from tests.kernels import oracle
@@ -39,7 +39,9 @@ class Case:
 
     def attend(self, query: torch.Tensor | None = None) -> torch.Tensor:
         plan = self.kernels.plan_attention(self.metadata)
-        return self.kernels.paged_attention(self.query if query is None else query, *self.cache, plan, self.scale)
+        return self.kernels.paged_attention(
+            self.query if query is None else query, *self.cache, plan, AttentionForm(self.scale)
+        )
 
     def check(self) -> None:
         found = self.attend()
@@ -151,7 +153,7 @@ def test_a_row_is_bitwise_the_same_alone_in_chunks_and_in_a_batch(heads, dtype):
             )
             rows = slice(first + start, first + end)
             plan = case.kernels.plan_attention(chunk)
-            alone = case.kernels.paged_attention(case.query[rows], *case.cache, plan, case.scale)
+            alone = case.kernels.paged_attention(case.query[rows], *case.cache, plan, AttentionForm(case.scale))
             assert torch.equal(alone, batched[rows])
         first += query_len
 
@@ -160,7 +162,7 @@ def test_a_foreign_plan_is_refused():
     for kernels in (cpu(), ReferenceKernels()):
         case = make_case(kernels, [(1, 1)], 2, 1, 8, torch.float32)
         with pytest.raises(TypeError):
-            kernels.paged_attention(case.query, *case.cache, object(), 1.0)
+            kernels.paged_attention(case.query, *case.cache, object(), AttentionForm(1.0))
 
 
 def test_heads_without_room_are_refused():

@@ -1,0 +1,17 @@
+"""What is compiled ahead of time: each module's launches at the shapes that its configurations tell apart.
+
+A module named here has `compile_cases(hardware)`, which yields a `CompileCase` per launch worth looking at.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+MODULES: tuple[str, ...] = ("kernels.gpu.norm",)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompileCase:
+    """name: which types, sizes and forms, for people. launch: calls a launcher with tensors of the meta device."""
+
+    name: str
+    launch: Callable[[], object]

@@ -6,10 +6,11 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 ARGS ?=
 TORCH_INDEX ?=
+GPU_PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test nightly lint bench bench-peers
+.PHONY: setup serve test test-triton-3.6 nightly lint bench bench-peers gpu-check
 
 setup: .venv/.installed
 
@@ -22,6 +23,16 @@ serve: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
+# The oldest Triton that a GPU image brings; its interpreter needs an older numpy.
+test-triton-3.6: .venv-triton-3.6/.installed
+	.venv-triton-3.6/bin/python -m pytest tests/kernels/gpu --confcutdir tests/kernels/gpu $(ARGS)
+
+.venv-triton-3.6/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-triton-3.6
+	.venv-triton-3.6/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.venv-triton-3.6/bin/pip install --quiet 'numpy<2.4' pytest pytest-timeout
+	.venv-triton-3.6/bin/pip install --quiet --no-deps triton==3.6.0 && touch $@
+
 nightly: setup
 	$(BIN)/python -m pytest tests/property --hypothesis-profile=nightly --timeout=0 $(ARGS)
 
@@ -30,6 +41,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/offline.py --model $(MODEL) && $(BIN)/python benchmarks/serving.py --model $(MODEL)
+
+# Needs no `make setup`: a machine with a GPU, torch 2.11, triton 3.6, transformers, safetensors, numpy and pytest.
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 bench-peers: setup
 	$(BIN)/python benchmarks/cpu_peers.py $(ARGS)

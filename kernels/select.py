@@ -42,6 +42,8 @@ def for_device(
     Raises ValueError, of one line, when the options ask for what this machine does not have.
     """
     options = options or KernelOptions()
+    if device.type == "cuda":
+        return _for_gpu(device, options)
     if device.type != "cpu":
         return ReferenceKernels()
     native = load_native() if dtype in (torch.float32, torch.bfloat16) else None
@@ -58,3 +60,15 @@ def for_device(
     # A matrix unit (AMX) is several times faster with many rows than our kernels, which do not use it yet.
     use_onednn = not options.deterministic and has_matrix_unit() and options.quantization == "none"
     return CpuKernels(native, quantization=options.quantization, use_onednn=use_onednn)
+
+
+def _for_gpu(device: torch.device, options: KernelOptions) -> Kernels:
+    if options.quantization != "none":
+        raise ValueError(f"--quantization {options.quantization} is for linear layers on a CPU")
+    if options.deterministic:
+        raise ValueError("--deterministic is not offered on a GPU: cuBLAS chooses its product by the number of rows")
+    # Triton is there only where a GPU is; importing it takes a second.
+    from kernels.gpu.hardware import hardware_of
+    from kernels.gpu.kernels import TritonKernels
+
+    return TritonKernels(hardware_of(device))

@@ -6,7 +6,12 @@ A module named here has `compile_cases(hardware)`, which yields a `CompileCase` 
 import dataclasses
 from collections.abc import Callable
 
-MODULES: tuple[str, ...] = ("kernels.gpu.norm",)
+MODULES: tuple[str, ...] = (
+    "kernels.gpu.activation",
+    "kernels.gpu.norm",
+    "kernels.gpu.prefill_attention",
+    "kernels.gpu.rope",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -50,8 +50,10 @@ def _find_tile(starts_ptr, num_sequences, tile, TOKENS: tl.constexpr):
 
 @triton.jit
 def _blocks_of(table_ptr, position, end, i, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """The ids of the blocks that hold the keys of the tile at `position`, a tuple: one of scalars, where the tile is
-    made of whole blocks or lies in one; else of a single tensor, each key's own."""  # fmt: skip
+    """The ids of the blocks that hold the keys of the tile at `position`, as a tuple.
+
+    Scalars, where the tile is made of whole blocks or lies in one: they cost no registers. Else one tensor [KEYS].
+    """
     if KEYS % BLOCK_SIZE == 0 or BLOCK_SIZE % KEYS == 0:
         blocks = ()
         for part in tl.static_range(max(KEYS // BLOCK_SIZE, 1)):
@@ -245,7 +247,8 @@ def prefill_attention(
         key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
     padded = max(16, triton.next_power_of_2(head_dim))
     if tiling is None:
-        tiling = tiling_for(hardware, padded, query.element_size(), key_cache.element_size())
+        is_plain = not form.window and not form.soft_cap
+        tiling = tiling_for(hardware, padded, query.element_size(), key_cache.element_size(), is_plain=is_plain)
     group = num_heads // num_kv_heads
     heads = min(group, tiling.rows)
     head_tiles = triton.cdiv(group, heads)

@@ -49,29 +49,51 @@ def _find_tile(starts_ptr, num_sequences, tile, TOKENS: tl.constexpr):
 
 
 @triton.jit
+def _rows_of_tile(
+    start, token, num_queries, column,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, HEAD_TILES: tl.constexpr, zero=0
+):  # fmt: skip
+    """Each row's token in the batch (int64), its query head, and whether there is such a row."""
+    r = tl.arange(0, ROWS) + zero
+    row_token = token + r // HEADS
+    group_head = (column % HEAD_TILES) * HEADS + r % HEADS
+    is_row = (r < ROWS // HEADS * HEADS) & (row_token < num_queries) & (group_head < GROUP)
+    return (start + row_token).to(tl.int64), column // HEAD_TILES * GROUP + group_head, is_row
+
+
+@triton.jit
 def _blocks_of(table_ptr, position, end, i, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """The ids of the blocks that hold the keys of the tile at `position`, as a tuple.
 
     Scalars, where the tile is made of whole blocks or lies in one: they cost no registers. Else one tensor [KEYS].
     """
-    if KEYS % BLOCK_SIZE == 0 or BLOCK_SIZE % KEYS == 0:
-        blocks = ()
-        for part in tl.static_range(max(KEYS // BLOCK_SIZE, 1)):
-            at = position + part * BLOCK_SIZE
-            blocks = blocks + (tl.load(table_ptr + at // BLOCK_SIZE, mask=at < end, other=0),)
-        return blocks
-    else:
+    if KEYS % BLOCK_SIZE != 0 and BLOCK_SIZE % KEYS != 0:
         return (tl.load(table_ptr + (position + i) // BLOCK_SIZE, mask=position + i < end, other=0),)
+    blocks = ()
+    for part in tl.static_range(max(KEYS // BLOCK_SIZE, 1)):
+        at = position + part * BLOCK_SIZE
+        blocks = blocks + (tl.load(table_ptr + at // BLOCK_SIZE, mask=at < end, other=0),)  # type: ignore[assignment] # noqa: RUF005
+    return blocks
 
 
 @triton.jit
-def _rows_of(blocks, position, i, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+def _rows_of(blocks, position, i, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """Where in the cache the tile's keys lie, int64, in rows of D elements; a block has BLOCK_ROWS of them."""
-    rows = blocks[0].to(tl.int64) * BLOCK_ROWS + (position + i) % BLOCK_SIZE
+    offset = i % BLOCK_SIZE if KEYS % BLOCK_SIZE == 0 else (position + i) % BLOCK_SIZE
+    rows = blocks[0].to(tl.int64) * BLOCK_ROWS + offset
     for part in tl.static_range(1, len(blocks)):
-        row = blocks[part].to(tl.int64) * BLOCK_ROWS + (position + i) % BLOCK_SIZE
-        rows = tl.where(i >= part * BLOCK_SIZE, row, rows)
+        rows = tl.where(i >= part * BLOCK_SIZE, blocks[part].to(tl.int64) * BLOCK_ROWS + offset, rows)
     return rows
+
+
+@triton.jit
+def _load_tile(pointers, in_range, in_head, MASKED: tl.constexpr, PADDED: tl.constexpr):
+    """Keys or values of a tile; 0 past the end, where slots hold anything: a weight of 0 does not undo a NaN."""
+    if MASKED:
+        return tl.load(pointers, mask=in_range[:, None] & in_head[None, :], other=0)
+    if PADDED:
+        return tl.load(pointers, mask=in_head[None, :], other=0)
+    return tl.load(pointers)
 
 
 @triton.jit
@@ -98,23 +120,17 @@ def _attend(
     d = tl.arange(0, D_PADDED)
     blocks = _blocks_of(table_ptr, begin, end, i, KEYS, BLOCK_SIZE)
     for position in range(begin, end, KEYS):
-        rows = _rows_of(blocks, position, i, BLOCK_SIZE, HKV * BLOCK_SIZE)
+        rows = _rows_of(blocks, position, i, KEYS, BLOCK_SIZE, HKV * BLOCK_SIZE)
         offsets = rows[:, None] * D + d[None, :]
-        if MASKED:
-            # Slots past the end hold anything, NaN too, and a weight of 0 does not undo that.
-            loaded = (position + i < end)[:, None] & (d < D)[None, :]
-        else:
-            loaded = (d < D)[None, :]
-        if MASKED or D != D_PADDED:
-            k = tl.load(k_ptr + offsets, mask=loaded, other=0)
-        else:
-            k = tl.load(k_ptr + offsets)
+        in_range = position + i < end
+        k = _load_tile(k_ptr + offsets, in_range, d < D, MASKED, D != D_PADDED)
         score = tl.dot(q, tl.trans(_as_operand(k, q, NATIVE)), input_precision="ieee")
         if CAPPED:
             score = soft_capped(score * scale, cap) * LOG2_E
         if MASKED:
             key = position + i
-            seen = (key[None, :] <= row_position[:, None]) & (key < end)[None, :]
+            # A row of the batch never sees past `end`; one past the queries does, zeros, and is not stored.
+            seen = key[None, :] <= row_position[:, None]
             if WINDOW > 0:
                 seen = seen & (key[None, :] > row_position[:, None] - WINDOW)
             score = tl.where(seen, score, -float("inf"))
@@ -127,17 +143,17 @@ def _attend(
         shrink = tl.exp2(peak - new_peak)
         peak = new_peak
         total = total * shrink + tl.sum(weight, 1)
-        if MASKED or D != D_PADDED:
-            v = tl.load(v_ptr + offsets, mask=loaded, other=0)
-        else:
-            v = tl.load(v_ptr + offsets)
+        v = _load_tile(v_ptr + offsets, in_range, d < D, MASKED, D != D_PADDED)
         accumulator = accumulator * shrink[:, None]
         accumulator = tl.dot(weight.to(q.dtype), _as_operand(v, q, NATIVE), accumulator, input_precision="ieee")
         blocks = _blocks_of(table_ptr, position + KEYS, end, i, KEYS, BLOCK_SIZE)
     return accumulator, total, peak
 
 
-@triton.jit(do_not_specialize=["num_sequences"], do_not_specialize_on_alignment=["table_stride"])
+@triton.jit(
+    do_not_specialize=["num_sequences", "table_stride"],
+    do_not_specialize_on_alignment=["sinks_ptr", "starts_ptr", "lengths_ptr", "table_ptr"],
+)
 def _prefill_attention(
     q_ptr, k_ptr, v_ptr, out_ptr, sinks_ptr, starts_ptr, lengths_ptr, table_ptr, num_sequences, scale, scale_log2,
     cap, value_scale, q_token_stride, q_head_stride, out_stride, table_stride,
@@ -160,20 +176,14 @@ def _prefill_attention(
     if token >= num_queries:
         return
     length = tl.load(lengths_ptr + sequence)
-    r = tl.arange(0, ROWS)
     d = tl.arange(0, D_PADDED)
-    row_token = token + r // HEADS
-    group_head = (column % HEAD_TILES) * HEADS + r % HEADS
-    head = kv_head * GROUP + group_head
-    is_row = (r < TOKENS * HEADS) & (row_token < num_queries) & (group_head < GROUP)
-    inside = is_row[:, None] & (d < D)[None, :]
-    token_index = (start + row_token).to(tl.int64)
+    token_index, head, is_row = _rows_of_tile(start, token, num_queries, column, GROUP, ROWS, HEADS, HEAD_TILES)
     q_offsets = (token_index * q_token_stride + head * q_head_stride)[:, None] + d[None, :]
-    q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
+    q = tl.load(q_ptr + q_offsets, mask=is_row[:, None] & (d < D)[None, :], other=0.0)
 
     # Query i stands at position length - num_queries + i and sees the keys up to it.
     first_position = length - num_queries + token
-    row_position = first_position + r // HEADS
+    row_position = first_position + tl.arange(0, ROWS) // HEADS
     end = tl.minimum(first_position + TOKENS, length)
     seen_by_all = (first_position + 1) // KEYS * KEYS
     kv_head_offset = kv_head.to(tl.int64) * (BLOCK_SIZE * D)
@@ -202,6 +212,12 @@ def _prefill_attention(
         tl.maximum(seen_by_all, begin), end, scale_log2, scale, cap,
         D, D_PADDED, HKV, BLOCK_SIZE, KEYS, NATIVE, WINDOW, CAPPED, True,
     )  # fmt: skip
+    # The rows' indices again, from a start that the compiler cannot know to be the same: kept through the loops, they
+    # would take the registers that the loops need.
+    again = tl.load(starts_ptr + sequence, volatile=True)
+    token_index, head, is_row = _rows_of_tile(
+        again, token, num_queries, column, GROUP, ROWS, HEADS, HEAD_TILES, again - start
+    )  # fmt: skip
     if HAS_SINKS:
         # One more score without a value; it may be far above all others, so the peak is taken anew.
         sink = tl.load(sinks_ptr + head, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
@@ -212,7 +228,7 @@ def _prefill_attention(
     # A row past the queries may have seen nothing.
     result = accumulator * (value_scale / tl.where(is_row, total, 1.0))[:, None]
     out_offsets = (token_index * out_stride + head * D)[:, None] + d[None, :]
-    tl.store(out_ptr + out_offsets, result.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + out_offsets, result.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & (d < D)[None, :])
 
 
 def prefill_attention(
@@ -259,8 +275,9 @@ def prefill_attention(
         block_table, num_sequences, scale, scale * LOG2_E.value, form.soft_cap, form.value_scale,
         query.stride(0), query.stride(1), out.stride(0), block_table.stride(0),
         GROUP=group, HKV=num_kv_heads, D=head_dim, D_PADDED=padded, BLOCK_SIZE=block_size, ROWS=tiling.rows,
-        HEADS=heads, HEAD_TILES=head_tiles, KEYS=tiling.keys, NATIVE=hardware.has_float8, WINDOW=form.window, CAPPED=form.soft_cap != 0,
-        HAS_SINKS=form.sinks is not None, num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        HEADS=heads, HEAD_TILES=head_tiles, KEYS=tiling.keys, NATIVE=hardware.has_float8,
+        WINDOW=form.window, CAPPED=form.soft_cap != 0, HAS_SINKS=form.sinks is not None,
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
     return out
 

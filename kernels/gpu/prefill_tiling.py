@@ -20,7 +20,7 @@ from kernels.gpu.hardware import Hardware
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tiling:
-    """rows: query tokens times heads of a tile. keys: of one step of the loop. num_warps, num_stages: the compiler's."""
+    """rows: query tokens times heads of a tile. keys: of a step of the loop. num_warps, num_stages: the compiler's."""
 
     rows: int
     keys: int
@@ -36,7 +36,7 @@ _HOPPER = {
     # The conversion takes the registers of a second program anyway.
     (64, 1): Tiling(128, 128, 8, 3),
     (128, 2): Tiling(128, 64, 8, 3),
-    (128, 1): Tiling(128, 64, 8, 3),
+    (128, 1): Tiling(128, 128, 8, 3),
     (256, 2): Tiling(128, 32, 8, 3),
     (256, 1): Tiling(64, 64, 8, 2),
 }
@@ -54,7 +54,7 @@ _AMPERE = {
 # 99 KiB of shared memory instead of 163.
 _SMALL_AMPERE = _AMPERE | {(128, 2): Tiling(128, 64, 8, 2), (256, 2): Tiling(64, 32, 8, 2)}
 # As those, and its own conversion from e4m3 needs fewer registers.
-_ADA = _SMALL_AMPERE | {(128, 1): Tiling(128, 32, 8, 3)}
+_ADA = _SMALL_AMPERE | {(128, 1): Tiling(128, 64, 8, 3)}
 _TABLES = {80: _AMPERE, 86: _SMALL_AMPERE, 89: _ADA, 90: _HOPPER}
 
 # Worth measuring on Hopper at head size 128, besides the table's. The first has two programs of four warps to a
@@ -68,6 +68,6 @@ def tiling_for(hardware: Hardware, head_dim: int, query_bytes: int, cache_bytes:
     float32 operands are multiplied without matrix units, from registers; that is for tests and small models.
     """
     if query_bytes == 4:
-        return Tiling(16 if head_dim > 128 else 32, 16 if head_dim > 128 else 32, 4, 2)
+        return Tiling(16, 16, 8, 2) if head_dim <= 64 else Tiling(32, 16, 8, 2)
     table = _HOPPER_PLAIN if is_plain and hardware.capability == 90 else _TABLES.get(hardware.capability, _SMALL_AMPERE)
     return table[max(head_dim, 64), cache_bytes]

@@ -28,7 +28,7 @@ _TABLE_BLOCK = 512
 _HEADS_BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["positions_ptr"])
 def _rope_tables(
     positions_ptr, inv_freq_ptr, cos_ptr, sin_ptr, num_tokens, scale, HALF: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -69,9 +69,7 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tens
     if cos.numel() == 0:
         return cos, sin
     grid = (triton.cdiv(cos.numel(), _TABLE_BLOCK),)
-    _rope_tables[grid](
-        positions, inv_freq, cos, sin, shape[0], scale, HALF=shape[1], BLOCK=_TABLE_BLOCK, num_warps=4
-    )
+    _rope_tables[grid](positions, inv_freq, cos, sin, shape[0], scale, HALF=shape[1], BLOCK=_TABLE_BLOCK, num_warps=4)
     return cos, sin
 
 
@@ -91,40 +89,42 @@ def _normed_and_turned(
     HAS_NORM: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     """HEADS heads from x_ptr, D apart, to to_ptr, to_stride apart: dimensions i, i + HALF < 2 HALF are turned."""
-    i = tl.arange(0, HALF_PADDED)
+    i = tl.arange(0, HALF_PADDED)[None, :]
+    j = 2 * HALF + tl.arange(0, REST_PADDED)[None, :]
     head = tl.arange(0, HEADS)[:, None]
-    turns = i < HALF
-    cos = tl.load(cos_ptr + i, mask=turns, other=0.0)[None, :]
-    sin = tl.load(sin_ptr + i, mask=turns, other=0.0)[None, :]
-    mask = is_head[:, None] & turns[None, :]
-    first = tl.load(x_ptr + head * D + i[None, :], mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(x_ptr + head * D + i[None, :] + HALF, mask=mask, other=0.0).to(tl.float32)
-    j = 2 * HALF + tl.arange(0, REST_PADDED)
+    mask = is_head[:, None] & (i < HALF)
+    rest_mask = is_head[:, None] & (j < D)
+    # What all heads share is loaded for each of them: the first finds it in memory, the others in the cache nearby, and
+    # nothing must be exchanged between threads.
+    each = head * 0
+    cos = tl.load(cos_ptr + each + i, mask=mask, other=0.0)
+    sin = tl.load(sin_ptr + each + i, mask=mask, other=0.0)
+    first = tl.load(x_ptr + head * D + i, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(x_ptr + head * D + i + HALF, mask=mask, other=0.0).to(tl.float32)
     # What does not turn need not move either, unless it is normed or the heads go elsewhere.
     moves_rest = (2 * HALF < D) and (HAS_NORM or not IN_PLACE)
-    rest_mask = is_head[:, None] & (j < D)[None, :]
     rest = tl.zeros([HEADS, REST_PADDED], tl.float32)
     if moves_rest:
-        rest = tl.load(x_ptr + head * D + j[None, :], mask=rest_mask, other=0.0).to(tl.float32)
+        rest = tl.load(x_ptr + head * D + j, mask=rest_mask, other=0.0).to(tl.float32)
     if HAS_NORM:
         squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         if moves_rest:
             squares += tl.sum(rest * rest, 1)
         factor = tl.rsqrt(squares / D + eps)[:, None]
-        first *= factor * tl.load(weight_ptr + i, mask=turns, other=0.0).to(tl.float32)[None, :]
-        second *= factor * tl.load(weight_ptr + HALF + i, mask=turns, other=0.0).to(tl.float32)[None, :]
+        first *= factor * tl.load(weight_ptr + each + i, mask=mask, other=0.0).to(tl.float32)
+        second *= factor * tl.load(weight_ptr + each + i + HALF, mask=mask, other=0.0).to(tl.float32)
         if moves_rest:
-            rest *= factor * tl.load(weight_ptr + j, mask=j < D, other=0.0).to(tl.float32)[None, :]
+            rest *= factor * tl.load(weight_ptr + each + j, mask=rest_mask, other=0.0).to(tl.float32)
     if IN_PLACE:
         # Where a program has more threads than elements, several hold the same one: all read before one writes.
         tl.debug_barrier()
-    _put(to_ptr + head * to_stride + i[None, :], first * cos - second * sin, mask, scale)
-    _put(to_ptr + head * to_stride + i[None, :] + HALF, second * cos + first * sin, mask, scale)
+    _put(to_ptr + head * to_stride + i, first * cos - second * sin, mask, scale)
+    _put(to_ptr + head * to_stride + i + HALF, second * cos + first * sin, mask, scale)
     if moves_rest:
-        _put(to_ptr + head * to_stride + j[None, :], rest, rest_mask, scale)
+        _put(to_ptr + head * to_stride + j, rest, rest_mask, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def _rotate_and_store(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slots_ptr, query_norm_ptr, key_norm_ptr, eps, key_scale, value_scale,
     qkv_stride, H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, HALF: tl.constexpr,
@@ -180,7 +180,7 @@ class RotateAndStore:
         """
         heads = self._heads
         num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, heads.head_dim
-        queries = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+        queries: Tensor = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
         if qkv.shape[0] == 0:
             return queries
         key_cache, value_cache = (x.view(torch.uint8) if x.element_size() == 1 else x for x in cache)

@@ -70,7 +70,11 @@ def make_batch(
 
 
 def run(
-    batch: Batch, form: AttentionForm, hardware: Hardware, tiling: Tiling | None = SMALL, out: torch.Tensor | None = None
+    batch: Batch,
+    form: AttentionForm,
+    hardware: Hardware,
+    tiling: Tiling | None = SMALL,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return prefill_attention(
         batch.query, batch.key_cache, batch.value_cache, batch.starts, batch.lengths, batch.table, form, hardware,
@@ -78,7 +82,7 @@ def run(
     )  # fmt: skip
 
 
-# Query lengths 1, block - 1, block, block + 1, and chunks behind a cached prefix; tiles that begin inside and on a tile.
+# Query lengths 1, block - 1, block, block + 1, and chunks behind a cached prefix, which end in a tile and between two.
 MIXED = [(1, 1), (15, 15), (16, 16), (17, 17), (1, 40), (9, 33), (20, 52)]
 
 

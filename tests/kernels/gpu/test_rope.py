@@ -95,7 +95,9 @@ def check(
     assert found.shape == (len(SLOTS), num_heads, head_dim) and found.dtype == dtype
     assert relative_error(found, expected) < TOLERANCE[dtype]
 
-    flat = [c.float().transpose(1, 2).flatten(0, 1) for c in caches] + [c.float().flatten(0, 1) for c in expected_caches]
+    flat = [c.float().transpose(1, 2).flatten(0, 1) for c in caches] + [
+        c.float().flatten(0, 1) for c in expected_caches
+    ]
     written = [slot for slot in SLOTS if slot >= 0]
     others = [slot for slot in range(6 * BLOCK_SIZE) if slot not in written]
     for x in flat:
@@ -121,9 +123,7 @@ def test_head_sizes(device: torch.device, head_dim: int) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("has_norm", [True, False])
 @pytest.mark.parametrize(("head_dim", "turned"), [(64, 16), (80, 32), (96, 48), (16, 2)])
-def test_partial_rotation(
-    device: torch.device, dtype: torch.dtype, has_norm: bool, head_dim: int, turned: int
-) -> None:
+def test_partial_rotation(device: torch.device, dtype: torch.dtype, has_norm: bool, head_dim: int, turned: int) -> None:
     check(device, dtype, head_dim=head_dim, turned=turned, norms=(has_norm, has_norm))
 
 

@@ -67,12 +67,14 @@ def _blocks_of(table_ptr, position, end, i, KEYS: tl.constexpr, BLOCK_SIZE: tl.c
 
     Scalars, where the tile is made of whole blocks or lies in one: they cost no registers. Else one tensor [KEYS].
     """
-    if KEYS % BLOCK_SIZE != 0 and BLOCK_SIZE % KEYS != 0:
-        return (tl.load(table_ptr + (position + i) // BLOCK_SIZE, mask=position + i < end, other=0),)
-    blocks = ()
-    for part in tl.static_range(max(KEYS // BLOCK_SIZE, 1)):
-        at = position + part * BLOCK_SIZE
-        blocks = blocks + (tl.load(table_ptr + at // BLOCK_SIZE, mask=at < end, other=0),)  # type: ignore[assignment] # noqa: RUF005
+    if KEYS % BLOCK_SIZE == 0 or BLOCK_SIZE % KEYS == 0:
+        blocks = ()
+        for part in tl.static_range(max(KEYS // BLOCK_SIZE, 1)):
+            at = position + part * BLOCK_SIZE
+            blocks = blocks + (tl.load(table_ptr + at // BLOCK_SIZE, mask=at < end, other=0),)  # type: ignore[assignment] # noqa: RUF005
+    else:
+        each = tl.load(table_ptr + (position + i) // BLOCK_SIZE, mask=position + i < end, other=0)
+        blocks = (each,)  # type: ignore[assignment]
     return blocks
 
 
@@ -90,10 +92,12 @@ def _rows_of(blocks, position, i, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, 
 def _load_tile(pointers, in_range, in_head, MASKED: tl.constexpr, PADDED: tl.constexpr):
     """Keys or values of a tile; 0 past the end, where slots hold anything: a weight of 0 does not undo a NaN."""
     if MASKED:
-        return tl.load(pointers, mask=in_range[:, None] & in_head[None, :], other=0)
-    if PADDED:
-        return tl.load(pointers, mask=in_head[None, :], other=0)
-    return tl.load(pointers)
+        tile = tl.load(pointers, mask=in_range[:, None] & in_head[None, :], other=0)
+    elif PADDED:
+        tile = tl.load(pointers, mask=in_head[None, :], other=0)
+    else:
+        tile = tl.load(pointers)
+    return tile
 
 
 @triton.jit
@@ -289,6 +293,7 @@ def compile_cases(hardware: Hardware) -> Iterator[CompileCase]:
     dtype, float8 = torch.bfloat16, torch.float8_e4m3fn
     shapes = (
         ("bfloat16 128", (32, 8, 128), dtype, dtype, plain),
+        ("bfloat16 128, blocks of 48", (28, 4, 128), dtype, dtype, plain),
         ("bfloat16 64", (32, 8, 64), dtype, dtype, plain),
         ("bfloat16 80", (32, 8, 80), dtype, dtype, plain),
         ("bfloat16 256", (16, 8, 256), dtype, dtype, plain),
@@ -298,7 +303,9 @@ def compile_cases(hardware: Hardware) -> Iterator[CompileCase]:
         ("float32 128", (32, 8, 128), torch.float32, torch.float32, plain),
     )
     for name, heads, query_dtype, cache_dtype, form in shapes:
-        yield CompileCase(name, functools.partial(_compile_one, heads, query_dtype, cache_dtype, form, hardware))
+        block_size = 48 if name.endswith("48") else 32
+        launch = functools.partial(_compile_one, heads, query_dtype, cache_dtype, form, hardware, block_size=block_size)
+        yield CompileCase(name, launch)
 
 
 def _compile_one(
@@ -308,10 +315,11 @@ def _compile_one(
     form: AttentionForm,
     hardware: Hardware,
     tiling: Tiling | None = None,
+    block_size: int = 32,
 ) -> None:
     num_heads, num_kv_heads, head_dim = heads
     query = torch.empty(100, num_heads, head_dim, dtype=query_dtype, device="meta")
-    cache = torch.empty(100, num_kv_heads, 32, head_dim, dtype=cache_dtype, device="meta")
+    cache = torch.empty(100, num_kv_heads, block_size, head_dim, dtype=cache_dtype, device="meta")
     starts, lengths = (torch.empty(size, dtype=torch.int32, device="meta") for size in (6, 5))
     table = torch.empty(5, 24, dtype=torch.int32, device="meta")
     prefill_attention(query, cache, cache, starts, lengths, table, form, hardware, tiling=tiling)

@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.gpu.arithmetic import LOG2_E, e4m3_to_float16, soft_capped
 from kernels.gpu.cases import CompileCase
 from kernels.gpu.hardware import Hardware
-from kernels.gpu.prefill_tiling import Tiling, tiling_for
+from kernels.gpu.prefill_tiling import HOPPER_ALTERNATIVES, Tiling, tiling_for
 from kernels.interface import AttentionForm
 
 # Stands for -inf in the running maximum: finite, so that no row that has seen no key yet computes inf - inf.
@@ -306,6 +306,10 @@ def compile_cases(hardware: Hardware) -> Iterator[CompileCase]:
         block_size = 48 if name.endswith("48") else 32
         launch = functools.partial(_compile_one, heads, query_dtype, cache_dtype, form, hardware, block_size=block_size)
         yield CompileCase(name, launch)
+    if hardware.capability == 90:
+        for tiling in HOPPER_ALTERNATIVES:
+            launch = functools.partial(_compile_one, (32, 8, 128), dtype, dtype, plain, hardware, tiling)
+            yield CompileCase(f"bfloat16 128, {tiling.rows}x{tiling.keys}, {tiling.num_warps} warps", launch)
 
 
 def _compile_one(

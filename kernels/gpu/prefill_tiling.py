@@ -36,7 +36,7 @@ _HOPPER = {
     # The conversion takes the registers of a second program anyway.
     (64, 1): Tiling(128, 128, 8, 3),
     (128, 2): Tiling(128, 64, 8, 3),
-    (128, 1): Tiling(128, 128, 8, 3),
+    (128, 1): Tiling(128, 64, 8, 3),
     (256, 2): Tiling(128, 32, 8, 3),
     (256, 1): Tiling(64, 64, 8, 2),
 }

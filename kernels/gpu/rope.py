@@ -22,10 +22,12 @@ from kernels.interface import AttentionHeads
 _HALF_PI = tl.constexpr(1.5707963705062866)
 _HALF_PI_REST = tl.constexpr(-4.371138828673793e-08)
 _TWO_OVER_PI = tl.constexpr(0.6366197466850281)
-# Elements of a table that a program computes, and of heads that a program rotates: 16 for each of 64 threads, two loads
-# of 16 bytes at two bytes an element. Few enough that a multiprocessor has many programs' loads in flight.
+# Elements of a table that a program computes: 4 for each of 128 threads.
 _TABLE_BLOCK = 512
-_HEADS_BLOCK = 1024
+# Elements of heads that a program rotates: 16 for each of 128 threads, two loads of 16 bytes at two bytes an element.
+# So a multiprocessor has 64 KiB of loads in flight, and 4096 tokens of 48 heads of 128 are 12288 programs: of half the
+# size, starting them, at about one in a nanosecond, would take nearly as long as moving their bytes.
+_HEADS_BLOCK = 2048
 
 
 @triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["positions_ptr"])
@@ -129,40 +131,38 @@ def _rotate_and_store(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slots_ptr, query_norm_ptr, key_norm_ptr, eps, key_scale, value_scale,
     qkv_stride, H: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, HALF: tl.constexpr,
     HALF_PADDED: tl.constexpr, REST_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr,
-    HAS_QUERY_NORM: tl.constexpr, HAS_KEY_NORM: tl.constexpr,
+    KV_HEADS: tl.constexpr, HAS_QUERY_NORM: tl.constexpr, HAS_KEY_NORM: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of one kind of one token. A token's programs: those of its queries, then of its keys and values."""
+    """HEADS query heads of one token, or KV_HEADS key and value heads. A token's programs: its queries', then those."""
     QUERY_COLUMNS: tl.constexpr = (H + HEADS - 1) // HEADS
-    KV_COLUMNS: tl.constexpr = (HKV + HEADS - 1) // HEADS
-    columns = QUERY_COLUMNS + 2 * KV_COLUMNS
+    KV_COLUMNS: tl.constexpr = (HKV + KV_HEADS - 1) // KV_HEADS
+    columns = QUERY_COLUMNS + KV_COLUMNS
     token = (tl.program_id(0) // columns).to(tl.int64)
     column = tl.program_id(0) % columns
     row_ptr = qkv_ptr + token * qkv_stride
     cos_row, sin_row = cos_ptr + token * HALF, sin_ptr + token * HALF
-    h = tl.arange(0, HEADS)
     if column < QUERY_COLUMNS:
         first = column * HEADS
         heads_ptr = row_ptr + first * D
         _normed_and_turned(
-            heads_ptr, heads_ptr, first + h < H, query_norm_ptr, cos_row, sin_row, eps, 1.0, D,
+            heads_ptr, heads_ptr, first + tl.arange(0, HEADS) < H, query_norm_ptr, cos_row, sin_row, eps, 1.0, D,
             D, HALF, HALF_PADDED, REST_PADDED, HEADS, HAS_QUERY_NORM, True,
         )  # fmt: skip
     else:
         slot = tl.load(slots_ptr + token)
-        first = (column - QUERY_COLUMNS) % KV_COLUMNS * HEADS
+        first = (column - QUERY_COLUMNS) * KV_HEADS
+        h = tl.arange(0, KV_HEADS)
         is_head = (first + h < HKV) & (slot >= 0)
         at = ((slot // BLOCK_SIZE * HKV + first) * BLOCK_SIZE + slot % BLOCK_SIZE) * D
-        if column < QUERY_COLUMNS + KV_COLUMNS:
-            _normed_and_turned(
-                row_ptr + (H + first) * D, key_ptr + at, is_head, key_norm_ptr, cos_row, sin_row, eps, key_scale,
-                BLOCK_SIZE * D, D, HALF, HALF_PADDED, REST_PADDED, HEADS, HAS_KEY_NORM, False,
-            )  # fmt: skip
-        else:
-            i = tl.arange(0, D_PADDED)[None, :]
-            mask = is_head[:, None] & (i < D)
-            values = row_ptr + (H + HKV + first + h)[:, None] * D + i
-            x = tl.load(values, mask=mask, other=0.0).to(tl.float32)
-            _put(value_ptr + at + h[:, None] * (BLOCK_SIZE * D) + i, x, mask, value_scale)
+        # The values are asked for before the keys are waited for.
+        i = tl.arange(0, D_PADDED)[None, :]
+        mask = is_head[:, None] & (i < D)
+        values = tl.load(row_ptr + (H + HKV + first + h)[:, None] * D + i, mask=mask, other=0.0).to(tl.float32)
+        _normed_and_turned(
+            row_ptr + (H + first) * D, key_ptr + at, is_head, key_norm_ptr, cos_row, sin_row, eps, key_scale,
+            BLOCK_SIZE * D, D, HALF, HALF_PADDED, REST_PADDED, KV_HEADS, HAS_KEY_NORM, False,
+        )  # fmt: skip
+        _put(value_ptr + at + h[:, None] * (BLOCK_SIZE * D) + i, values, mask, value_scale)
 
 
 class RotateAndStore:
@@ -186,8 +186,10 @@ class RotateAndStore:
         key_cache, value_cache = (x.view(torch.uint8) if x.element_size() == 1 else x for x in cache)
         half = tables[0].shape[1]
         padded = triton.next_power_of_2(head_dim)
-        per_program = max(1, min(_HEADS_BLOCK // padded, triton.next_power_of_2(num_heads)))
-        columns = triton.cdiv(num_heads, per_program) + 2 * triton.cdiv(num_kv_heads, per_program)
+        per_program = max(1, _HEADS_BLOCK // padded)
+        query_heads = min(per_program, triton.next_power_of_2(num_heads))
+        kv_heads = min(per_program, triton.next_power_of_2(num_kv_heads))
+        columns = triton.cdiv(num_heads, query_heads) + triton.cdiv(num_kv_heads, kv_heads)
         _rotate_and_store[(qkv.shape[0] * columns,)](
             qkv, *tables, key_cache, value_cache, slot_mapping,
             tables[0] if heads.query_norm is None else heads.query_norm,
@@ -195,8 +197,9 @@ class RotateAndStore:
             heads.eps, heads.key_scale, heads.value_scale, qkv.stride(0),
             H=num_heads, HKV=num_kv_heads, D=head_dim, D_PADDED=padded, HALF=half,
             HALF_PADDED=triton.next_power_of_2(half), REST_PADDED=triton.next_power_of_2(max(head_dim - 2 * half, 1)),
-            BLOCK_SIZE=key_cache.shape[2], HEADS=per_program, HAS_QUERY_NORM=heads.query_norm is not None,
-            HAS_KEY_NORM=heads.key_norm is not None, num_warps=max(1, min(2, per_program * padded // 512)),
+            BLOCK_SIZE=key_cache.shape[2], HEADS=query_heads, KV_HEADS=kv_heads,
+            HAS_QUERY_NORM=heads.query_norm is not None, HAS_KEY_NORM=heads.key_norm is not None,
+            num_warps=max(1, min(4, query_heads * padded // 512)),
         )  # fmt: skip
         return queries
 

@@ -116,7 +116,7 @@ def test_head_sizes(device: torch.device, hardware: Hardware, head_dim: int) -> 
     assert relative_error(run(batch, form, hardware), batch.expected(form)) < 1e-5
 
 
-@pytest.mark.parametrize("window", [1, 5, 16, 17, 40, 1000])
+@pytest.mark.parametrize("window", [1, 5, 16, 17, 37, 1000])
 def test_window(device: torch.device, hardware: Hardware, window: int) -> None:
     batch, form = make_batch(device, [(1, 40), (70, 100), (33, 33)], kv_heads=1), AttentionForm(0.25, window=window)
     assert relative_error(run(batch, form, hardware), batch.expected(form)) < 1e-5
@@ -207,7 +207,7 @@ def test_sequences_without_queries_and_rows_after_the_last_write_nothing(
 
 
 def test_many_sequences_are_searched_in_parts(device: torch.device, hardware: Hardware) -> None:
-    batch, form = make_batch(device, [(1, 2)] * 299 + [(18, 18)], kv_heads=1), AttentionForm(0.25)
+    batch, form = make_batch(device, [(1, 2)] * 257 + [(18, 18)], kv_heads=1), AttentionForm(0.25)
     out = torch.full((batch.query.shape[0], 32), float("nan"), device=device)
     run(batch, form, hardware, Tiling(128, 16, 1, 2), out=out)
     assert relative_error(out, batch.expected(form)) < 1e-5

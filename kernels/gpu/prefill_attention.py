@@ -53,7 +53,7 @@ def _rows_of_tile(
     start, token, num_queries, column,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, HEAD_TILES: tl.constexpr, zero=0
 ):  # fmt: skip
-    """Each row's token in the batch (int64), its query head, and whether there is such a row."""
+    """Each row's token in the batch (int64), its query head, and whether there is such a row; `zero` is 0."""
     r = tl.arange(0, ROWS) + zero
     row_token = token + r // HEADS
     group_head = (column % HEAD_TILES) * HEADS + r % HEADS
@@ -200,7 +200,7 @@ def _prefill_attention(
         # The first row's window opens the tile's keys; where the last row's begins, all rows see every key.
         begin = tl.maximum(first_position - WINDOW + 1, 0) // KEYS * KEYS
         whole = tl.cdiv(tl.maximum(first_position + TOKENS - WINDOW, 0), KEYS) * KEYS
-        whole = tl.minimum(tl.maximum(whole, begin), tl.maximum(seen_by_all, begin))
+        whole = tl.minimum(whole, seen_by_all)
         accumulator, total, peak = _attend(
             accumulator, total, peak, q, row_position, k_ptr + kv_head_offset, v_ptr + kv_head_offset, table_row,
             begin, whole, scale_log2, scale, cap, D, D_PADDED, HKV, BLOCK_SIZE, KEYS, NATIVE, WINDOW, CAPPED, True,
@@ -208,16 +208,16 @@ def _prefill_attention(
         begin = whole
     accumulator, total, peak = _attend(
         accumulator, total, peak, q, row_position, k_ptr + kv_head_offset, v_ptr + kv_head_offset, table_row,
-        begin, tl.maximum(seen_by_all, begin), scale_log2, scale, cap,
+        begin, seen_by_all, scale_log2, scale, cap,
         D, D_PADDED, HKV, BLOCK_SIZE, KEYS, NATIVE, WINDOW, CAPPED, False,
     )  # fmt: skip
     accumulator, total, peak = _attend(
         accumulator, total, peak, q, row_position, k_ptr + kv_head_offset, v_ptr + kv_head_offset, table_row,
-        tl.maximum(seen_by_all, begin), end, scale_log2, scale, cap,
+        seen_by_all, end, scale_log2, scale, cap,
         D, D_PADDED, HKV, BLOCK_SIZE, KEYS, NATIVE, WINDOW, CAPPED, True,
     )  # fmt: skip
-    # The rows' indices again, from a start that the compiler cannot know to be the same: kept through the loops, they
-    # would take the registers that the loops need.
+    # The rows' indices again, from a second load, which the compiler cannot know to give the same: kept through the
+    # loops, they would take up to 60 of the registers that the loops need, and some forms would spill.
     again = tl.load(starts_ptr + sequence, volatile=True)
     token_index, head, is_row = _rows_of_tile(
         again, token, num_queries, column, GROUP, ROWS, HEADS, HEAD_TILES, again - start

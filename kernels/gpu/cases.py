@@ -6,7 +6,15 @@ A module named here has `compile_cases(hardware)`, which yields a `CompileCase` 
 import dataclasses
 from collections.abc import Callable
 
-MODULES: tuple[str, ...] = ("kernels.gpu.norm", "kernels.gpu.decode_attention")
+MODULES: tuple[str, ...] = (
+    "kernels.gpu.activation",
+    "kernels.gpu.decode_attention",
+    "kernels.gpu.linear",
+    "kernels.gpu.norm",
+    "kernels.gpu.prefill_attention",
+    "kernels.gpu.rope",
+    "kernels.gpu.sampling.cases",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,0 +1,80 @@
+"""The first launch of the sampler: one program per row and chunk of the vocabulary reduces its chunk to a few numbers.
+
+Must not know how chunks are put together (rows.py).
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.gpu.arithmetic import LOG2_E
+from kernels.gpu.sampling.edits import edit_chunk
+from kernels.gpu.sampling.noise import exponential, row_keys
+from kernels.gpu.sampling.search import inverse
+
+
+@triton.jit
+def keeps_all(row, vocab, parameters):
+    """Whether no filter can take a token from the row. parameters: temperature, top_k, top_p, min_p, ..."""
+    top_k = tl.load(parameters[1] + row)
+    bounded = (top_k > 0) & (top_k < vocab)
+    return (not bounded) & (tl.load(parameters[2] + row) >= 1.0) & (tl.load(parameters[3] + row) <= 0.0)
+
+
+@triton.jit
+def reduce_chunks(
+    logits_ptr,
+    logits_stride,
+    parameters,
+    edits,
+    edited_ptr,
+    flags_ptr,
+    chunks,
+    span_peaks_ptr,
+    vocab,
+    SPANS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Grid (rows, chunks of SPANS * SPAN tokens); peak is the chunk's largest logit, after the edits.
+
+    parameters: temperature, top_k, top_p, min_p, seeds, positions; chunks: peaks, amounts, winners, [rows, chunks].
+    Always peaks[row, chunk] = peak. A greedy row: winners = the lowest id of the peak. A row that keeps all tokens:
+    amounts = the least E * exp((peak - x) / T), winners = its id. A filtered row: amounts = the sum of
+    exp((x - peak) / T), span_peaks = the largest logit of each span of SPAN tokens.
+    flags[row] = whether the row's logits are those at edited_ptr [rows, vocab], float32.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    at = row * tl.num_programs(1) + chunk
+    spans = tl.arange(0, SPANS)
+    first_token = chunk * (SPANS * SPAN)
+    tokens = first_token + spans[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+    inside = tokens < vocab
+    row_ptr = logits_ptr + row * logits_stride
+    x = tl.load(row_ptr + tokens, mask=inside, other=float("-inf")).to(tl.float32)
+    temperature = tl.load(parameters[0] + row)
+    is_plain = keeps_all(row, vocab, parameters)
+    if edits is not None:
+        must_store = (temperature != 0.0) & (not is_plain)
+        row_edited_ptr = edited_ptr + row * vocab
+        x, has_edits = edit_chunk(
+            x, tokens, inside, row, first_token, SPANS * SPAN, row_ptr, row_edited_ptr, vocab, edits, must_store, 256
+        )
+        tl.store(flags_ptr + row, has_edits.to(tl.int32))
+    span_peaks = tl.max(x, 1)
+    peak = tl.max(span_peaks, 0)
+    tl.store(chunks[0] + at, peak)
+    if temperature == 0.0:
+        tl.store(chunks[2] + at, tl.min(tl.min(tl.where(x == peak, tokens, vocab - 1), 1), 0))
+    else:
+        # A chunk of nothing but -inf must not make NaN of -inf - -inf.
+        base = tl.where(peak > float("-inf"), peak, 0.0)
+        depth = (base - x) * (inverse(temperature) * LOG2_E)
+        if is_plain:
+            k1, k2 = row_keys(tl.load(parameters[4] + row), tl.load(parameters[5] + row))
+            times = exponential(tokens, k1, k2) * tl.exp2(depth)
+            least = tl.min(tl.min(times, 1), 0)
+            tl.store(chunks[1] + at, least)
+            tl.store(chunks[2] + at, tl.min(tl.min(tl.where(times == least, tokens, vocab - 1), 1), 0))
+        else:
+            tl.store(chunks[1] + at, tl.sum(tl.sum(tl.exp2(-depth), 1), 0))
+            tl.store(span_peaks_ptr + at * SPANS + spans, span_peaks)

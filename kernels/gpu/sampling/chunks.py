@@ -8,7 +8,7 @@ import triton.language as tl
 
 from kernels.gpu.arithmetic import LOG2_E
 from kernels.gpu.sampling.edits import edit_chunk
-from kernels.gpu.sampling.noise import exponential, row_keys
+from kernels.gpu.sampling.noise import exponential, row_keys, uniform
 from kernels.gpu.sampling.search import inverse
 
 
@@ -18,6 +18,30 @@ def keeps_all(row, vocab, parameters):
     top_k = tl.load(parameters[1] + row)
     bounded = (top_k > 0) & (top_k < vocab)
     return (not bounded) & (tl.load(parameters[2] + row) >= 1.0) & (tl.load(parameters[3] + row) <= 0.0)
+
+
+@triton.jit
+def first_of(tokens, weights, k1, k2, vocab):
+    """(the least E * weights, its token) of a tile; weights are exp((peak - x) / T), infinite where no token is.
+
+    E is never less than v: the logarithm is taken for those tokens only whose v * weight is below the best E * weight
+    so far, from the least up. As E = v (1 + v / 2 + ...) and the first have small v, that is hardly ever a second one;
+    a chunk of 4096 tokens costs no more logarithms than that.
+    """
+    bounds = uniform(tokens, k1, k2) * weights
+    least = tl.min(tl.min(bounds, 1), 0)
+    # Where all are infinite no token is looked at.
+    best = tl.full((), float("inf"), tl.float32)
+    winner = vocab - 1
+    while least < best:
+        token = tl.min(tl.min(tl.where(bounds == least, tokens, vocab - 1), 1), 0)
+        v = uniform(token, k1, k2)
+        time = least * (exponential(v) / v)
+        winner = tl.where(time < best, token, winner)
+        best = tl.minimum(time, best)
+        bounds = tl.where(tokens == token, float("inf"), bounds)
+        least = tl.min(tl.min(bounds, 1), 0)
+    return best, winner
 
 
 @triton.jit
@@ -71,10 +95,9 @@ def reduce_chunks(
         depth = (base - x) * (inverse(temperature) * LOG2_E)
         if is_plain:
             k1, k2 = row_keys(tl.load(parameters[4] + row), tl.load(parameters[5] + row))
-            times = exponential(tokens, k1, k2) * tl.exp2(depth)
-            least = tl.min(tl.min(times, 1), 0)
-            tl.store(chunks[1] + at, least)
-            tl.store(chunks[2] + at, tl.min(tl.min(tl.where(times == least, tokens, vocab - 1), 1), 0))
+            time, winner = first_of(tokens, tl.exp2(depth), k1, k2, vocab)
+            tl.store(chunks[1] + at, time)
+            tl.store(chunks[2] + at, winner)
         else:
             tl.store(chunks[1] + at, tl.sum(tl.sum(tl.exp2(-depth), 1), 0))
             tl.store(span_peaks_ptr + at * SPANS + spans, span_peaks)

@@ -18,8 +18,8 @@ class LogitEdits:
 
     bitmask: int32 [masks, ceil(vocab / 32)], bit t % 32 of word t // 32 set where token t is allowed; mask_row: int32
     [rows], the row of `bitmask`, -1 for none.
-    bias_start: int32 [rows + 1]; entries [bias_start[r], bias_start[r + 1]) of bias_ids int32 [capacity] and bias_values
-    float32 [capacity] are row r's, no token twice; -inf bans.
+    bias_start: int32 [rows + 1]; entries [bias_start[r], bias_start[r + 1]) of bias_ids int32 [capacity] and
+    bias_values float32 [capacity] are row r's, no token twice; -inf bans.
     counts: int32 [slots, vocab], 2 * how often the output holds the token + 1 if the prompt does; count_slot: int32
     [rows], the row of `counts`, -1 for none. repetition, frequency, presence: float32 [rows]; 1, 0 and 0 are none.
     """
@@ -53,6 +53,37 @@ class SamplerInputs:
     edits: LogitEdits | None = None
 
 
+def empty_inputs(num_rows: int, vocab: int, device: str | torch.device, *, with_edits: bool) -> SamplerInputs:
+    """Uninitialised inputs of the right types, for compiling and for a graph's static buffers."""
+
+    def column(dtype: torch.dtype, size: int = num_rows) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=device)
+
+    edits = None
+    if with_edits:
+        edits = LogitEdits(
+            bitmask=torch.empty(num_rows, -(-vocab // 32), dtype=torch.int32, device=device),
+            mask_row=column(torch.int32),
+            bias_start=column(torch.int32, num_rows + 1),
+            bias_ids=column(torch.int32, 1024),
+            bias_values=column(torch.float32, 1024),
+            counts=torch.empty(num_rows, vocab, dtype=torch.int32, device=device),
+            count_slot=column(torch.int32),
+            repetition=column(torch.float32),
+            frequency=column(torch.float32),
+            presence=column(torch.float32),
+        )
+    return SamplerInputs(
+        temperature=column(torch.float32),
+        top_k=column(torch.int32),
+        top_p=column(torch.float32),
+        min_p=column(torch.float32),
+        seeds=column(torch.int64),
+        positions=column(torch.int64),
+        edits=edits,
+    )
+
+
 def from_sampling_tensors(sampling: SamplingTensors, num_rows: int, vocab: int) -> SamplerInputs:
     """The same rows for the kernels. Never waits for the device; needs 4 * num_rows * vocab bytes for penalties."""
     edits = None
@@ -74,9 +105,7 @@ def from_sampling_tensors(sampling: SamplingTensors, num_rows: int, vocab: int) 
     )
 
 
-def _packed(
-    allowed: AllowedTokens | None, num_rows: int, vocab: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _packed(allowed: AllowedTokens | None, num_rows: int, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(bitmask, mask_row)."""
     num_words = -(-vocab // 32)
     mask_row = torch.full((num_rows,), -1, dtype=torch.int32, device=device)

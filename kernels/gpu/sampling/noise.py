@@ -1,8 +1,8 @@
 """The random numbers of `reference.gumbel_noise` as device functions: pure functions of (seed, position, token id).
 
 A draw is a race. With E = -log1p(-v) exponential, the argmax of scaled + Gumbel noise, which is scaled - log(E), is the
-argmin of E * exp(-scaled): one logarithm and one exponential for each token instead of three functions. Must not know
-tensors' layouts.
+argmin of E * exp(-scaled), the token's time: one logarithm and one exponential instead of three functions. Must not
+know tensors' layouts.
 """
 
 import triton
@@ -30,13 +30,17 @@ def row_keys(seed, position):
 
 
 @triton.jit
-def exponential(tokens, k1, k2):
-    """E of int32 token ids, float32 in [1.1e-10, 16.7]; log(E) is what `reference.gumbel_noise` subtracts.
-
-    -log1p(-v) by its series below 1/64, where 1 - v loses digits and the hardware's logarithm is only good to 2^-22
-    absolutely; so E is right to 1e-5 relatively, and a score to 1e-5.
-    """
+def uniform(tokens, k1, k2):
+    """v of int32 token ids, float32 in [2^-33, 1 - 2^-24]."""
     h = fmix32(tokens.to(tl.uint32) ^ k1) + k2
-    v = tl.minimum((h.to(tl.float32) + 0.5) * 2.0**-32, 1.0 - 2.0**-24)
+    return tl.minimum((h.to(tl.float32) + 0.5) * 2.0**-32, 1.0 - 2.0**-24)
+
+
+@triton.jit
+def exponential(v):
+    """E = -log1p(-v), float32 in [1.1e-10, 16.7], right to 4e-6 relatively: a score to 4e-6.
+
+    By its series below 1/64, where 1 - v would lose digits. E is more than v, at any v.
+    """
     series = v * (1.0 + v * (0.5 + v * (0.3333333333333333 + v * 0.25)))
     return tl.where(v < 0.015625, series, tl.log2(1.0 - v) * -LN_2)

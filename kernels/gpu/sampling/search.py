@@ -1,9 +1,9 @@
 """Exact selection by value over one row in memory, without a sort: the k-th best value, the value that holds a mass.
 
-A token's depth is (peak - logit) * scale, with scale = 1 / temperature: `reference`'s scaled value, negated. It is never
-negative, so that its bits, read as an integer, order as it does: the key. Limits are at most 0x7F7FFFFF, the
-key of the largest finite depth: logits of -inf are beyond all of them. Depth and key are monotone in the logit, and
-every place computes them by these functions alone, so that a token is never on both sides of a threshold.
+A token's depth is (peak - logit) * scale, with scale = 1 / temperature: `reference`'s scaled value, negated. It is
+never negative, so that its bits, read as an integer, order as it does: the key. Limits are at most 0x7F7FFFFF, the key
+of the largest finite depth: logits of -inf are beyond all of them. Depth and key are monotone in the logit, and every
+place computes them alike, so that a token is never on both sides of a threshold.
 Device functions only. Must not know where the values come from.
 """
 

@@ -70,8 +70,8 @@ def _write_top(
     last_id = tl.full((), -1, tl.int32)
     for j in range(num_top):
         last, last_id = _next_best(source_ptr, ids_ptr, num, last, last_id, HAS_IDS, TILE)
-        # A row that pads a graph may hold nothing comparable; its ids still fit their type.
-        tl.store(top_ids_ptr + j, last_id.to(tl.int64))
+        # A row that pads a graph may hold nothing comparable.
+        tl.store(top_ids_ptr + j, tl.where(last_id == NO_TOKEN, 0, last_id).to(tl.int64))
         tl.store(top_ptr + j, (last - peak) - log_mass)
 
 

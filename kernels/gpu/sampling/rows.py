@@ -11,7 +11,7 @@ import triton.language as tl
 from kernels.gpu.arithmetic import LOG2_E
 from kernels.gpu.sampling.chunks import keeps_all
 from kernels.gpu.sampling.noise import LN_2, exponential, row_keys, uniform
-from kernels.gpu.sampling.search import amount, gather, inverse, least_limit
+from kernels.gpu.sampling.search import amount, depth_keys, gather, inverse, least_limit
 
 # How a row's token was found, for tests and benchmarks.
 GREEDY, PLAIN, BUFFER, WHOLE_ROW = 0, 1, 2, 3
@@ -31,9 +31,9 @@ def race(source_ptr, ids_ptr, num, vocab, peak, scale, limit, k1, k2, HAS_IDS: t
         tokens = i
         if HAS_IDS:
             tokens = tl.load(ids_ptr + i, mask=i < num, other=0)
-        depth = (peak - x) * scale
+        depth, keys = depth_keys(x, peak, scale)
         times = exponential(uniform(tokens, k1, k2)) * tl.exp2(depth * LOG2_E)
-        better = (depth.to(tl.int32, bitcast=True) <= limit) & (times < least)
+        better = (keys <= limit) & (times < least)
         least = tl.where(better, times, least)
         winners = tl.where(better, tokens, winners)
     best = tl.min(least, 0)

@@ -59,7 +59,7 @@ def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) ->
         logits,
         logits.stride(0),
         parameters,
-        _fields(inputs.edits),
+        fields(inputs.edits),
         edited,
         flags,
         chunks,
@@ -91,7 +91,7 @@ def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) ->
     return tokens, ways
 
 
-def _fields(edits: LogitEdits | None) -> tuple[Tensor, ...] | None:
+def fields(edits: LogitEdits | None) -> tuple[Tensor, ...] | None:
     """The tensors in the order in which `edit_chunk` counts them."""
     if edits is None:
         return None

@@ -23,8 +23,9 @@ def inverse(temperature):
 
 @triton.jit
 def depth_keys(x, peak, scale):
-    """(depths, keys) of float32 logits."""
+    """(depths, keys) of float32 logits. Where there is no number, as in rows that pad a graph, the depth is infinite."""
     depth = (peak - x) * scale
+    depth = tl.where(depth >= 0.0, depth, float("inf"))
     return depth, depth.to(tl.int32, bitcast=True)
 
 

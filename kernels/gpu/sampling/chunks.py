@@ -21,6 +21,29 @@ def keeps_all(row, vocab, parameters):
 
 
 @triton.jit
+def least_of(x):
+    """The minimum of a tile [groups, warps, span]: within threads, then within warps, then across them."""
+    return tl.min(tl.min(tl.min(x, 0), 1), 0)
+
+
+@triton.jit
+def chunk_tokens(chunk, WARPS: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr):
+    """The token ids of a chunk, int32 [SPANS / WARPS, WARPS, SPAN]: as spans of 256 bfloat16, a warp's 16-byte loads.
+
+    Of three dimensions, so that a reduction of the first one stays within each thread, and shuffles come after it.
+    """
+    spans = tl.arange(0, SPANS // WARPS)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
+    return (chunk * SPANS + spans) * SPAN + tl.arange(0, SPAN)[None, None, :]
+
+
+@triton.jit
+def store_span_peaks(span_peaks_ptr, x, WARPS: tl.constexpr, SPANS: tl.constexpr):
+    """The largest logit of each span of a chunk, at span_peaks_ptr [SPANS]."""
+    spans = tl.arange(0, SPANS // WARPS)[:, None] * WARPS + tl.arange(0, WARPS)[None, :]
+    tl.store(span_peaks_ptr + spans, tl.max(x, 2))
+
+
+@triton.jit
 def first_of(tokens, weights, k1, k2, vocab):
     """(the least E * weights, its token) of a tile; weights are exp((peak - x) / T), infinite where no token is.
 
@@ -29,18 +52,18 @@ def first_of(tokens, weights, k1, k2, vocab):
     a chunk of 4096 tokens costs no more logarithms than that.
     """
     bounds = uniform(tokens, k1, k2) * weights
-    least = tl.min(tl.min(bounds, 1), 0)
+    least = least_of(bounds)
     # Where all are infinite no token is looked at.
     best = tl.full((), float("inf"), tl.float32)
     winner = vocab - 1
     while least < best:
-        token = tl.min(tl.min(tl.where(bounds == least, tokens, vocab - 1), 1), 0)
+        token = least_of(tl.where(bounds == least, tokens, vocab - 1))
         v = uniform(token, k1, k2)
         time = least * (exponential(v) / v)
         winner = tl.where(time < best, token, winner)
         best = tl.minimum(time, best)
         bounds = tl.where(tokens == token, float("inf"), bounds)
-        least = tl.min(tl.min(bounds, 1), 0)
+        least = least_of(bounds)
     return best, winner
 
 
@@ -55,6 +78,7 @@ def reduce_chunks(
     chunks,
     span_peaks_ptr,
     vocab,
+    WARPS: tl.constexpr,
     SPANS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
@@ -69,9 +93,7 @@ def reduce_chunks(
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     at = row * tl.num_programs(1) + chunk
-    spans = tl.arange(0, SPANS)
-    first_token = chunk * (SPANS * SPAN)
-    tokens = first_token + spans[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+    tokens = chunk_tokens(chunk, WARPS, SPANS, SPAN)
     inside = tokens < vocab
     row_ptr = logits_ptr + row * logits_stride
     x = tl.load(row_ptr + tokens, mask=inside, other=float("-inf")).to(tl.float32)
@@ -81,14 +103,24 @@ def reduce_chunks(
         must_store = (temperature != 0.0) & (not is_plain)
         row_edited_ptr = edited_ptr + row * vocab
         x, has_edits = edit_chunk(
-            x, tokens, inside, row, first_token, SPANS * SPAN, row_ptr, row_edited_ptr, vocab, edits, must_store, 256
+            x,
+            tokens,
+            inside,
+            row,
+            chunk * (SPANS * SPAN),
+            SPANS * SPAN,
+            row_ptr,
+            row_edited_ptr,
+            vocab,
+            edits,
+            must_store,
+            256,
         )
         tl.store(flags_ptr + row, has_edits.to(tl.int32))
-    span_peaks = tl.max(x, 1)
-    peak = tl.max(span_peaks, 0)
+    peak = tl.max(tl.max(tl.max(x, 0), 1), 0)
     tl.store(chunks[0] + at, peak)
     if temperature == 0.0:
-        tl.store(chunks[2] + at, tl.min(tl.min(tl.where(x == peak, tokens, vocab - 1), 1), 0))
+        tl.store(chunks[2] + at, least_of(tl.where(x == peak, tokens, vocab - 1)))
     else:
         # A chunk of nothing but -inf must not make NaN of -inf - -inf.
         base = tl.where(peak > float("-inf"), peak, 0.0)
@@ -99,5 +131,5 @@ def reduce_chunks(
             tl.store(chunks[1] + at, time)
             tl.store(chunks[2] + at, winner)
         else:
-            tl.store(chunks[1] + at, tl.sum(tl.sum(tl.exp2(-depth), 1), 0))
-            tl.store(span_peaks_ptr + at * SPANS + spans, span_peaks)
+            tl.store(chunks[1] + at, tl.sum(tl.sum(tl.sum(tl.exp2(-depth), 0), 1), 0))
+            store_span_peaks(span_peaks_ptr + at * SPANS, x, WARPS, SPANS)

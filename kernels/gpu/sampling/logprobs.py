@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.gpu.arithmetic import LOG2_E
 from kernels.gpu.hardware import Hardware
+from kernels.gpu.sampling.chunks import chunk_tokens, store_span_peaks
 from kernels.gpu.sampling.configuration import LOGPROBS, Configuration
 from kernels.gpu.sampling.noise import LN_2
 from kernels.gpu.sampling.search import gather, least_limit
@@ -22,24 +23,30 @@ NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def _reduce_chunks(
-    logits_ptr, logits_stride, token_ids_ptr, chunks, span_peaks_ptr, vocab, SPANS: tl.constexpr, SPAN: tl.constexpr
+    logits_ptr,
+    logits_stride,
+    token_ids_ptr,
+    chunks,
+    span_peaks_ptr,
+    vocab,
+    WARPS: tl.constexpr,
+    SPANS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Grid (rows, chunks of SPANS * SPAN tokens), chunks: peaks, sums of exp(x - peak), numbers of x > own logit."""
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     at = row * tl.num_programs(1) + chunk
-    spans = tl.arange(0, SPANS)
-    tokens = chunk * (SPANS * SPAN) + spans[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+    tokens = chunk_tokens(chunk, WARPS, SPANS, SPAN)
     row_ptr = logits_ptr + row * logits_stride
     x = tl.load(row_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
     own = tl.load(row_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
-    span_peaks = tl.max(x, 1)
-    peak = tl.max(span_peaks, 0)
+    peak = tl.max(tl.max(tl.max(x, 0), 1), 0)
     base = tl.where(peak > float("-inf"), peak, 0.0)
     tl.store(chunks[0] + at, peak)
-    tl.store(chunks[1] + at, tl.sum(tl.sum(tl.exp2((x - base) * LOG2_E), 1), 0))
-    tl.store(chunks[2] + at, tl.sum(tl.sum((x > own).to(tl.int32), 1), 0))
-    tl.store(span_peaks_ptr + at * SPANS + spans, span_peaks)
+    tl.store(chunks[1] + at, tl.sum(tl.sum(tl.sum(tl.exp2((x - base) * LOG2_E), 0), 1), 0))
+    tl.store(chunks[2] + at, tl.sum(tl.sum(tl.sum((x > own).to(tl.int32), 0), 1), 0))
+    store_span_peaks(span_peaks_ptr + at * SPANS, x, WARPS, SPANS)
 
 
 @triton.jit
@@ -190,6 +197,7 @@ def find(logits: Tensor, token_ids: Tensor, num_top: int, configuration: Configu
         chunks,
         buffers[0],
         vocab,
+        WARPS=sizes.chunk_warps,
         SPANS=sizes.spans,
         SPAN=sizes.span,
         num_warps=sizes.chunk_warps,

@@ -31,16 +31,17 @@ def row_keys(seed, position):
 
 @triton.jit
 def uniform(tokens, k1, k2):
-    """v of int32 token ids, float32 in [2^-33, 1 - 2^-24]."""
+    """v of int32 token ids, float32 in [2^-33, 1]; `exponential` bounds it."""
     h = fmix32(tokens.to(tl.uint32) ^ k1) + k2
-    return tl.minimum((h.to(tl.float32) + 0.5) * 2.0**-32, 1.0 - 2.0**-24)
+    return (h.to(tl.float32) + 0.5) * 2.0**-32
 
 
 @triton.jit
 def exponential(v):
-    """E = -log1p(-v), float32 in [1.1e-10, 16.7], right to 4e-6 relatively: a score to 4e-6.
+    """E = -log1p(-v), v at most 1 - 2^-24: float32 in [1.1e-10, 16.7], right to 4e-6 relatively: a score to 4e-6.
 
     By its series below 1/64, where 1 - v would lose digits. E is more than v, at any v.
     """
+    v = tl.minimum(v, 1.0 - 2.0**-24)
     series = v * (1.0 + v * (0.5 + v * (0.3333333333333333 + v * 0.25)))
     return tl.where(v < 0.015625, series, tl.log2(1.0 - v) * -LN_2)

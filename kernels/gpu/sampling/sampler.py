@@ -65,6 +65,7 @@ def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) ->
         chunks,
         buffers[0],
         vocab,
+        WARPS=sizes.chunk_warps,
         SPANS=sizes.spans,
         SPAN=sizes.span,
         num_warps=sizes.chunk_warps,

@@ -23,7 +23,7 @@ def inverse(temperature):
 
 @triton.jit
 def depth_keys(x, peak, scale):
-    """(depths, keys) of float32 logits. Where there is no number, as in rows that pad a graph, the depth is infinite."""
+    """(depths, keys) of float32 logits. What is not a number, as rows that pad a graph may hold, is infinitely deep."""
     depth = (peak - x) * scale
     depth = tl.where(depth >= 0.0, depth, float("inf"))
     return depth, depth.to(tl.int32, bitcast=True)

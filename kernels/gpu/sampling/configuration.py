@@ -16,7 +16,7 @@ class Configuration:
 
     span: int = 256
     spans: int = 16
-    capacity: int = 4096
+    capacity: int = 8192
     tile: int = 4096
     chunk_warps: int = 4
     row_warps: int = 16
@@ -26,7 +26,7 @@ class Configuration:
 # across threads above all, would be half of its instructions at 16. A row of 152k tokens still has 38 chunks, so that
 # one row alone spreads over the GPU. A row's program is alone on its multiprocessor, where latency is what counts: 16
 # warps with 8 tokens per thread. The architectures from sm_80 to sm_90 have the same registers per thread and
-# instructions for this.
+# instructions for this. The buffer is to hold what top_p keeps of nearly every row that a language model makes.
 SAMPLER = Configuration()
 # The best tokens are some tens: 20 rounds over a tile of few tokens per thread, with few warps to wait for.
 LOGPROBS = Configuration(capacity=2048, tile=2048, row_warps=8)

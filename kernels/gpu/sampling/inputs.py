@@ -14,7 +14,7 @@ from kernels.interface import AllowedTokens, Penalties, SamplingTensors, TokenBi
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogitEdits:
-    """What changes logits before the choice; `reference.edit_logits` in a form of fixed shapes.
+    """What changes logits before the choice; `reference.edit_logits` in a form of fixed shapes, all contiguous.
 
     bitmask: int32 [masks, ceil(vocab / 32)], bit t % 32 of word t // 32 set where token t is allowed; mask_row: int32
     [rows], the row of `bitmask`, -1 for none.

@@ -9,10 +9,12 @@ import triton
 import triton.language as tl
 
 from kernels import reference
-from kernels.gpu.sampling import LogitEdits, SamplerInputs, from_sampling_tensors, update_counts
+from kernels.gpu.hardware import Hardware
+from kernels.gpu.sampling import LogitEdits, SamplerInputs, from_sampling_tensors, logprobs, sample, update_counts
 from kernels.gpu.sampling.configuration import SAMPLER
 from kernels.gpu.sampling.edits import edit_chunk
 from kernels.gpu.sampling.sampler import draw, fields
+from tests.kernels.gpu.conftest import HAS_GPU
 from tests.kernels.gpu.sampling_data import SMALL, assert_agrees, drawn, on, shaped
 from tests.kernels.sampling_rows import Row, batch
 
@@ -179,6 +181,22 @@ def test_tokens_are_counted(device: torch.device, num_rows: int) -> None:
     assert torch.equal(found.cpu(), expected)
     update_counts(found, slots[:0].to(device), tokens[:0].to(device))
     assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="the CPU never waits for a device")
+def test_nothing_waits_for_the_device(device: torch.device, hardware: Hardware) -> None:
+    vocab = 32_000
+    rows = [dataclasses.replace(row, top_k=5, top_p=0.9) for row in every_edit(vocab)]
+    logits = shaped("random", len(rows), vocab, 6)
+    sampling = batch(rows, vocab)
+    there, on_device = logits.to(device), on(sampling, device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tokens = sample(there, from_sampling_tensors(on_device, len(rows), vocab), hardware)
+        logprobs(there, tokens, 5, hardware)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_agrees(tokens.cpu(), logits, sampling)
 
 
 def test_all_fields_reach_the_kernel() -> None:

@@ -13,7 +13,7 @@ from kernels.gpu.sampling.chunks import keeps_all
 from kernels.gpu.sampling.noise import LN_2, exponential, row_keys, uniform
 from kernels.gpu.sampling.search import amount, depth_keys, gather, inverse, least_limit
 
-# How a row's token was found, for tests and benchmarks.
+# How a row's token was found, for tests and benchmarks; the kernel writes these numbers.
 GREEDY, PLAIN, BUFFER, WHOLE_ROW = 0, 1, 2, 3
 
 

@@ -10,13 +10,25 @@ from torch import Tensor
 from kernels import reference
 from kernels.gpu.sampling import from_sampling_tensors
 from kernels.gpu.sampling.configuration import SAMPLER, Configuration
+from kernels.gpu.sampling.rows import BUFFER, GREEDY, PLAIN, WHOLE_ROW
 from kernels.gpu.sampling.sampler import draw
 from kernels.interface import SamplingTensors
 from tests.kernels.sampling_rows import Row, batch
 
+__all__ = [
+    "BUFFER",
+    "GREEDY",
+    "PLAIN",
+    "SMALL",
+    "WHOLE_ROW",
+    "assert_agrees",
+    "drawn",
+    "on",
+    "shaped",
+]
+
 # So small that a few hundred tokens are several chunks, tiles and spans, and overflow the buffer.
 SMALL = Configuration(span=16, spans=4, capacity=32, tile=64, chunk_warps=1, row_warps=1)
-GREEDY, PLAIN, BUFFER, WHOLE_ROW = range(4)
 
 
 def shaped(kind: str, num_rows: int, vocab: int, seed: int = 0) -> Tensor:

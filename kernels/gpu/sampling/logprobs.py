@@ -102,6 +102,7 @@ def _finish_rows(
     SPAN: tl.constexpr,
     CAPACITY: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Grid (rows). buffers: span peaks and a list of spans, [rows, num_spans]; ids and values, [rows, CAPACITY].
 
@@ -142,12 +143,13 @@ def _finish_rows(
             SPAN,
             CAPACITY,
             TILE,
+            WIDE,
         )
         row_top_ids_ptr = top_ids_ptr + row * num_top
         row_top_ptr = top_ptr + row * num_top
         if (num_found > CAPACITY) | (num_found < num_top):
             way = 1
-            _write_top(row_ptr, ids_ptr, vocab, peak, log_mass, row_top_ids_ptr, row_top_ptr, num_top, False, TILE)
+            _write_top(row_ptr, ids_ptr, vocab, peak, log_mass, row_top_ids_ptr, row_top_ptr, num_top, False, WIDE)
         else:
             _write_top(
                 values_ptr, ids_ptr, num_found, peak, log_mass, row_top_ids_ptr, row_top_ptr, num_top, True, TILE
@@ -221,6 +223,7 @@ def find(logits: Tensor, token_ids: Tensor, num_top: int, configuration: Configu
         SPAN=sizes.span,
         CAPACITY=sizes.capacity,
         TILE=sizes.tile,
+        WIDE=sizes.wide_tile,
         num_warps=sizes.row_warps,
     )
     return found, ways

@@ -128,6 +128,7 @@ def draw_filtered(
     SPAN: tl.constexpr,
     CAPACITY: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """(token, way) of a row with filters; total: the sum of exp(-depth) over the whole row."""
     scale = inverse(tl.load(parameters[0] + row))
@@ -160,6 +161,7 @@ def draw_filtered(
         SPAN,
         CAPACITY,
         TILE,
+        WIDE,
     )
     # All that min_p keeps is there, or the k largest and their ties are; then the mass is that of the buffer's tokens.
     is_enough = (limit >= bound) | ((top_k > 0) & (top_k <= num_found))
@@ -175,7 +177,7 @@ def draw_filtered(
         way = 2
     else:
         token = choose(
-            row_ptr, ids_ptr, vocab, vocab, peak, scale, bound, top_k, top_p, total * 0.0, k1, k2, False, TILE
+            row_ptr, ids_ptr, vocab, vocab, peak, scale, bound, top_k, top_p, total * 0.0, k1, k2, False, WIDE
         )
         way = 3
     return token, way
@@ -199,6 +201,7 @@ def choose_tokens(
     SPAN: tl.constexpr,
     CAPACITY: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Grid (rows): tokens[row] int64 and ways[row] from what `reduce_chunks` left in `chunks`.
 
@@ -242,14 +245,15 @@ def choose_tokens(
                         SPAN,
                         CAPACITY,
                         TILE,
+                        WIDE,
                     )
                 else:
                     token, way = draw_filtered(
-                        row_ptr, row, vocab, parameters, buffers, num_spans, peak, total, SPAN, CAPACITY, TILE
+                        row_ptr, row, vocab, parameters, buffers, num_spans, peak, total, SPAN, CAPACITY, TILE, WIDE
                     )
             else:
                 token, way = draw_filtered(
-                    row_ptr, row, vocab, parameters, buffers, num_spans, peak, total, SPAN, CAPACITY, TILE
+                    row_ptr, row, vocab, parameters, buffers, num_spans, peak, total, SPAN, CAPACITY, TILE, WIDE
                 )
     # Rows that pad a graph may hold anything, but no token is ever outside the vocabulary.
     tl.store(tokens_ptr + row, tl.minimum(tl.maximum(token, 0), vocab - 1).to(tl.int64))

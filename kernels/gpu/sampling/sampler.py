@@ -87,6 +87,7 @@ def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) ->
         SPAN=sizes.span,
         CAPACITY=sizes.capacity,
         TILE=sizes.tile,
+        WIDE=sizes.wide_tile,
         num_warps=sizes.row_warps,
     )
     return tokens, ways

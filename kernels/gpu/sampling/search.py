@@ -95,6 +95,7 @@ def gather(
     SPAN: tl.constexpr,
     CAPACITY: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Write the tokens of a row whose keys are at most `limit`, ids ascending, and their float32 logits, compactly.
 
@@ -115,7 +116,7 @@ def gather(
     start = 0
     num_slots = num_listed * SPAN
     while (start < num_slots) & (num_found <= CAPACITY):
-        i = start + tl.arange(0, TILE)
+        i = start + tl.arange(0, WIDE)
         spans = tl.load(spans_ptr + i // SPAN, mask=i < num_slots, other=0)
         tokens = spans * SPAN + i % SPAN
         x = tl.load(row_ptr + tokens, mask=(i < num_slots) & (tokens < vocab), other=float("-inf")).to(tl.float32)
@@ -126,6 +127,6 @@ def gather(
         tl.store(ids_ptr + places, tokens, mask=kept)
         tl.store(values_ptr + places, x, mask=kept)
         num_found += tl.sum(found, 0)
-        start += TILE
+        start += WIDE
     tl.debug_barrier()
     return num_found

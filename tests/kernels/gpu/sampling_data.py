@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # So small that a few hundred tokens are several chunks, tiles and spans, and overflow the buffer.
-SMALL = Configuration(span=16, spans=4, capacity=32, tile=64, chunk_warps=1, row_warps=1)
+SMALL = Configuration(span=16, spans=4, capacity=32, tile=32, wide_tile=64, chunk_warps=1, row_warps=1)
 
 
 def shaped(kind: str, num_rows: int, vocab: int, seed: int = 0) -> Tensor:

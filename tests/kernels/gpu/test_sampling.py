@@ -162,7 +162,7 @@ def test_draws_follow_the_truncated_softmax(device: torch.device, row: Row) -> N
         draws,
         vocab,
     )
-    configuration = dataclasses.replace(SAMPLER, span=16, spans=4, capacity=64, tile=64)
+    configuration = dataclasses.replace(SAMPLER, span=16, spans=4, capacity=64, tile=64, wide_tile=64)
     tokens, _ = draw(logits.to(device).expand(draws, -1), inputs, configuration)
     counts = torch.bincount(tokens.cpu(), minlength=vocab).double()
     exact = torch.tensor(probabilities(logits.tolist(), row), dtype=torch.float64)

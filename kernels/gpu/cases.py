@@ -6,7 +6,7 @@ A module named here has `compile_cases(hardware)`, which yields a `CompileCase` 
 import dataclasses
 from collections.abc import Callable
 
-MODULES: tuple[str, ...] = ("kernels.gpu.norm",)
+MODULES: tuple[str, ...] = ("kernels.gpu.norm", "kernels.gpu.linear")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def _skinny(
 
 @triton.jit(do_not_specialize=["M", "num_parts"], do_not_specialize_on_alignment=["M", "num_parts"])
 def _add_parts(sums_ptr, bias_ptr, y_ptr, M, N, num_parts, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """`BLOCK` elements of one row of y [M, N]: the sum over the parts of sums [parts, M, N], first to last, and bias."""
+    """`BLOCK` elements of one row of y [M, N]: the sum of sums [parts, M, N], first part to last, and bias."""
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N

@@ -52,8 +52,8 @@ def _is_count(value: object) -> bool:
 # A100, under 6 KB of an A10G or L4. A stage holds block_n x block_k weights, and block_m x block_k of x beside them.
 _Tile = tuple[int, int, int, int]  # block_n, block_k, num_stages, num_warps
 _TILES: dict[int, dict[int, _Tile]] = {
-    # 16 KB of weights per stage, three stages under way, two blocks per multiprocessor: 96 KB, four times what it takes,
-    # because a block that starts or reduces loads nothing. At 64 rows x needs as much room as the weights.
+    # 16 KB of weights per stage, three stages under way, two blocks per multiprocessor: 96 KB, four times what it
+    # takes, because a block that starts or stores loads nothing. At 64 rows x needs as much room as the weights.
     90: {16: (64, 128, 4, 4), 32: (64, 128, 4, 4), 64: (64, 64, 4, 4)},
     80: {16: (64, 128, 3, 4), 32: (64, 128, 3, 4), 64: (64, 64, 4, 4)},
     # 99 KB of shared memory and a sixth of the bandwidth: 8 KB per stage and three blocks are enough.

@@ -105,13 +105,13 @@ class LinearTable:
 
     @classmethod
     def for_hardware(cls, hardware: Hardware, folder: Path = TABLES) -> Self:
-        """The table of this GPU; empty if nobody measured it.
-
-        Raises ValueError, naming the file, if it is not such a table.
-        """
+        """The table of this GPU; empty if nobody measured it. Raises as `for_file` does."""
         path = folder / f"{slug(hardware.name)}.json"
-        if not path.exists():
-            return cls({})
+        return cls.for_file(path) if path.exists() else cls({})
+
+    @classmethod
+    def for_file(cls, path: Path) -> Self:
+        """What a file holds; ValueError, naming the file, if that is not such a table."""
         try:
             content = json.loads(path.read_text())
             return cls(dict(_entry(row) for row in content["entries"]))

@@ -35,7 +35,7 @@ _RESERVE_S = 40.0
 _NO_TESTS_CHOSEN = 5  # pytest's exit code
 
 
-def test_jobs(*, smoke: bool) -> list[str]:
+def pytest_jobs(*, smoke: bool) -> list[str]:
     """What each process of pytest runs. Most of the time goes into compiling kernels, one after the other in a process.
 
     The tests of `tests/gpu` need most of the memory, and so are one job; it is the longest, and the first.
@@ -146,7 +146,7 @@ def main() -> int:
         say("no GPU: torch.cuda.is_available() is false (--smoke proves the script without one)")
         return 2
     end = time.monotonic() + args.limit_s
-    tests = run_tests(_TESTS_SHARE * args.limit_s, test_jobs(smoke=args.smoke), args.tests)
+    tests = run_tests(_TESTS_SHARE * args.limit_s, pytest_jobs(smoke=args.smoke), args.tests)
     extra = [*(["--smoke"] if args.smoke else []), *(["--only", *args.only] if args.only else [])]
     kernels = run_kernels(end - time.monotonic(), extra)
     rows = kernels["results"]["kernels"]
@@ -155,11 +155,11 @@ def main() -> int:
         result["error"] = kernels["error"]
     if args.output:
         args.output.write_text(json.dumps(result) + "\n")
-    num_missed = sum(row.get("met") is False for row in rows)
+    num_missed, num_failed = sum(row.get("met") is False for row in rows), sum("failed" in row for row in rows)
     say(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped, {tests['seconds']} s")
     for line in (*tests["failures"], *tests["errors"]):
         say(f"  {line}")
-    say(f"kernels: {len(rows)} measured, {num_missed} below their bars")
+    say(f"kernels: {len(rows) - num_failed} measured, {num_failed} failed, {num_missed} below their bars")
     finish(result)
     is_right = not tests["failed"] and not tests["errors"] and "error" not in kernels
     return 0 if is_right and all(row.get("right", False) for row in rows) else 1

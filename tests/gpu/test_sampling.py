@@ -107,13 +107,14 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device, hardware: Hard
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 20])
-def test_logprobs(device: torch.device, num_top: int) -> None:
+def test_logprobs(device: torch.device, hardware: Hardware, num_top: int) -> None:
     from kernels.gpu.sampling import logprobs
 
     logits = torch.randn(ROWS, VOCAB, device=device) * 3  # float32: hardly any ties
     token_ids = torch.randint(0, VOCAB, (ROWS,), device=device)
     token_ids[0], token_ids[1] = logits[0].argmax(), logits[1].argmin()
-    found, expected = logprobs(logits, token_ids, num_top), reference.logprobs(logits.double(), token_ids, num_top)
+    found = logprobs(logits, token_ids, num_top, hardware)
+    expected = reference.logprobs(logits, token_ids, num_top)
     assert torch.equal(found.ranks, expected.ranks)
     assert torch.equal(found.top_ids, expected.top_ids)
     assert float((found.chosen - expected.chosen).abs().max()) < 2e-5
@@ -129,7 +130,8 @@ def test_ties_go_to_the_lower_id(device: torch.device, hardware: Hardware) -> No
     greedy = sample(logits, inputs_of(sampling), hardware)[0]
     assert int(greedy) == int((logits[0] == logits[0].max()).nonzero()[0])
     token_ids = torch.randint(0, VOCAB, (6,), device=device)
-    found, expected = logprobs(logits, token_ids, 20), reference.logprobs(logits, token_ids, 20)
+    found = logprobs(logits, token_ids, 20, hardware)
+    expected = reference.logprobs(logits, token_ids, 20)
     assert torch.equal(found.top_ids, expected.top_ids)
     assert torch.equal(found.ranks, expected.ranks)
 
@@ -142,7 +144,7 @@ def test_rows_past_int32(device: torch.device, hardware: Hardware) -> None:
     num_rows = NUM_INT32 // VOCAB + 5
     logits = torch.empty(num_rows, VOCAB, dtype=torch.bfloat16, device=device).normal_(0, 3)
     token_ids = torch.randint(0, VOCAB, (num_rows,), device=device)
-    found = logprobs(logits, token_ids, 2)
+    found = logprobs(logits, token_ids, 2, hardware)
     expected = reference.logprobs(logits[-4:], token_ids[-4:], 2)
     assert torch.equal(found.top_ids[-4:], expected.top_ids)
     assert torch.equal(found.ranks[-4:], expected.ranks)

@@ -13,7 +13,7 @@ MODULES: tuple[str, ...] = (
     "kernels.gpu.norm",
     "kernels.gpu.prefill_attention",
     "kernels.gpu.rope",
-    "kernels.gpu.sampling.cases",
+    "kernels.gpu.sampling",
 )
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels import reference
-from kernels.gpu import sampling
+from kernels.gpu import sampling as gpu_sampling
 from kernels.gpu.activation import gelu_and_mul, silu_and_mul
 from kernels.gpu.decode_attention import decode_attention
 from kernels.gpu.hardware import Hardware
-from kernels.gpu.linear import Linear, LinearTable
+from kernels.gpu.linear import Linear
+from kernels.gpu.linear_table import LinearTable
 from kernels.gpu.norm import add_rms_norm, rms_norm
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.rope import RotateAndStore, rope_tables
@@ -23,6 +23,7 @@ from kernels.interface import (
     AttentionForm,
     AttentionHeads,
     AttentionMetadata,
+    Logprobs,
     PackedLinear,
     SamplingTensors,
 )
@@ -49,7 +50,6 @@ class TritonKernels:
     rope_tables = staticmethod(rope_tables)
     silu_and_mul = staticmethod(silu_and_mul)
     gelu_and_mul = staticmethod(gelu_and_mul)
-    logprobs = staticmethod(sampling.logprobs)
 
     def __init__(self, hardware: Hardware, linear_table: LinearTable | None = None) -> None:
         self._hardware = hardware
@@ -57,7 +57,7 @@ class TritonKernels:
 
     def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """The weights as they are, joined; which product multiplies them is the table's business."""
-        return Linear(reference.joined(weights), bias, self._hardware, self._linear_table)
+        return Linear(weights, bias, self._hardware, self._linear_table)
 
     def pack_heads(self, heads: AttentionHeads) -> RotateAndStore:
         """See `rope.RotateAndStore`. Raises ValueError for heads that the attention kernels have no room for."""
@@ -95,7 +95,11 @@ class TritonKernels:
             prefill_attention(query, *caches, starts, lens, table, form, hardware, out=out)
         return out
 
-    def sample(self, logits: Tensor, sampling_tensors: SamplingTensors) -> Tensor:
+    def sample(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
         """See `kernels.gpu.sampling.sample`."""
-        inputs = sampling.from_sampling_tensors(sampling_tensors, *logits.shape)
-        return sampling.sample(logits, inputs, self._hardware)
+        inputs = gpu_sampling.from_sampling_tensors(sampling, *logits.shape)
+        return gpu_sampling.sample(logits, inputs, self._hardware)
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
+        """See `kernels.gpu.sampling.logprobs`."""
+        return gpu_sampling.logprobs(logits, token_ids, num_top, self._hardware)

@@ -85,7 +85,10 @@ def empty_inputs(num_rows: int, vocab: int, device: str | torch.device, *, with_
 
 
 def from_sampling_tensors(sampling: SamplingTensors, num_rows: int, vocab: int) -> SamplerInputs:
-    """The same rows for the kernels. Never waits for the device; needs 4 * num_rows * vocab bytes for penalties."""
+    """The same rows for the kernels. Never waits for the device; needs 4 * num_rows * vocab bytes for penalties.
+
+    What the caller gathered may be strided; the kernels read each column as one run.
+    """
     edits = None
     if sampling.allowed is not None or sampling.bias is not None or sampling.penalties is not None:
         device = sampling.temperature.device
@@ -95,12 +98,12 @@ def from_sampling_tensors(sampling: SamplingTensors, num_rows: int, vocab: int) 
             *_counted(sampling.penalties, num_rows, vocab, device),
         )
     return SamplerInputs(
-        sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        sampling.min_p,
-        sampling.seeds,
-        sampling.positions,
+        sampling.temperature.contiguous(),
+        sampling.top_k.contiguous(),
+        sampling.top_p.contiguous(),
+        sampling.min_p.contiguous(),
+        sampling.seeds.contiguous(),
+        sampling.positions.contiguous(),
         edits,
     )
 
@@ -120,7 +123,7 @@ def _packed(allowed: AllowedTokens | None, num_rows: int, vocab: int, device: to
 
 def _starts(rows: Tensor, num_rows: int) -> Tensor:
     """int32 [num_rows + 1]: entries of ascending `rows` that belong to row r are [starts[r], starts[r + 1])."""
-    return torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device), out_int32=True)
+    return torch.searchsorted(rows.contiguous(), torch.arange(num_rows + 1, device=rows.device), out_int32=True)
 
 
 def _by_row(bias: TokenBias | None, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +134,7 @@ def _by_row(bias: TokenBias | None, num_rows: int, device: torch.device) -> tupl
             torch.empty(1, dtype=torch.int32, device=device),
             torch.empty(1, dtype=torch.float32, device=device),
         )
-    return _starts(bias.rows, num_rows), bias.token_ids.to(torch.int32), bias.values
+    return _starts(bias.rows, num_rows), bias.token_ids.to(torch.int32).contiguous(), bias.values.contiguous()
 
 
 def _counted(
@@ -147,4 +150,5 @@ def _counted(
     starts = _starts(held.rows, num_rows)
     order = torch.arange(num_rows, dtype=torch.int32, device=device)
     slots = torch.where(starts[1:] > starts[:-1], order, -1)
-    return counts, slots, held.repetition, held.frequency, held.presence
+    prices = (held.repetition.contiguous(), held.frequency.contiguous(), held.presence.contiguous())
+    return counts, slots, *prices

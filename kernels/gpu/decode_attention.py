@@ -66,7 +66,7 @@ def _e4m3_pair(words, COMPUTE: tl.constexpr, HAS_FLOAT8: tl.constexpr):
     do_not_specialize=["table_stride", "window"],
     do_not_specialize_on_alignment=["table_ptr", "lens_ptr"],
 )
-def _attend(
+def _decode_attention(
     query_ptr,
     key_ptr,
     value_ptr,
@@ -206,7 +206,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["num_splits"])
-def _join(
+def _join_splits(
     partial_ptr,
     stats_ptr,
     sinks_ptr,
@@ -286,7 +286,7 @@ def decode_attention(
     if splits > 1:
         target = torch.empty(num_sequences, num_heads, splits, size, dtype=torch.float32, device=query.device)
         stats = torch.empty(2, num_sequences, num_heads, splits, dtype=torch.float32, device=query.device)
-    _attend[(num_tiles, splits, num_sequences)](
+    _decode_attention[(num_tiles, splits, num_sequences)](
         query,
         key_cache,
         value_cache,
@@ -319,7 +319,7 @@ def decode_attention(
         num_stages=shape.num_stages,
     )
     if splits > 1:
-        _join[(num_heads, num_sequences)](
+        _join_splits[(num_heads, num_sequences)](
             target,
             stats,
             form.sinks,

@@ -270,11 +270,11 @@ def test_three_binaries_serve_every_batch_and_keep_two_tiles_under_way() -> None
     command = [sys.executable, "-c", _COMPILE]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     binaries = {binary["digest"]: binary for binary in json.loads(found.stdout)}
-    assert sorted(binary["kernel"] for binary in binaries.values()) == ["_attend", "_attend", "_join"]
+    assert sorted(binary["kernel"] for binary in binaries.values()) == ["_decode_attention", "_decode_attention", "_join_splits"]
     shape = tiling(KNOWN[90], 4, 128, torch.bfloat16)
     tile_bytes = shape.tile_keys * shape.tile_size * 2
     for binary in binaries.values():
-        if binary["kernel"] == "_attend":
+        if binary["kernel"] == "_decode_attention":
             # Two tiles each of K and V; the queries, weights and maxima beside them are less than one tile more.
             assert 4 * tile_bytes <= binary["shared_bytes"] < 5 * tile_bytes
             assert binary["num_registers"] <= 168 and binary["local_bytes"] == 0

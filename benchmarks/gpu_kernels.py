@@ -211,7 +211,7 @@ def prepare(args: argparse.Namespace) -> tuple[Place, Clock]:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], help="words; measure what has one of them in its name")
-    parser.add_argument("--block-size", type=int, default=16, help="tokens of a block of the cache (default: 16)")
+    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of the cache (default: 32)")
     parser.add_argument("--limit-s", type=float, default=600, help="start no measurement after this (default: 600)")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes in the interpreter, no GPU")
     return parser.parse_args()

@@ -21,7 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("gpu_check needs torch 2.11 or newer; `make gpu-check GPU_PYTHON=...` names the Python", file=sys.stderr)
+    raise SystemExit(2) from None
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # so that the script runs from a checkout that is not installed

@@ -152,7 +152,7 @@ def test_a_row_depends_on_nothing_but_itself(device: torch.device) -> None:
 def test_draws_follow_the_truncated_softmax(device: torch.device, row: Row) -> None:
     """Chi-square at fixed seeds. For up to 49 degrees of freedom, 100 is beyond the 1 - 1e-5 quantile (98.6 at 49).
 
-    In the interpreter few draws are affordable: six per token, for noise that is wrong by half; that single tokens equal
+    In the interpreter few draws are affordable: six per token, for noise that is wrong by half. That each token equals
     the reference's, whose own draws are many, says the rest.
     """
     vocab, draws = 50, 40_000 if HAS_GPU else 300

@@ -7,8 +7,8 @@ from kernels import AttentionHeads, reference
 from tests.gpu.support import NUM_INT32, captured, needs_memory
 from tests.kernels.oracle import relative_error
 
-# The kernel and the reference round the same float32 results, which differ in their last bits: rarely to another side.
-TOLERANCE = 2e-3
+# Of results that are rounded once, to bfloat16, against float32 ones: 1.7e-3 in norm.
+TOLERANCE = 3e-3
 BLOCK_SIZE = 16
 
 
@@ -43,9 +43,9 @@ def check(
     blocks, offsets = slots[used] // BLOCK_SIZE, slots[used] % BLOCK_SIZE
     # A small cache of the reference's own: one slot per token.
     shape = (len(qkv), 1, 8, 128)
-    caches = [torch.full(shape, float("nan"), dtype=torch.bfloat16, device=qkv.device) for _ in range(2)]
+    caches = [torch.full(shape, float("nan"), device=qkv.device) for _ in range(2)]
     own_slots = torch.where(used, torch.arange(len(qkv), device=qkv.device), -1)
-    query = reference.rotate_and_store(heads, qkv, tables, (caches[0], caches[1]), own_slots)
+    query = reference.rotate_and_store(heads, qkv.float(), tables, (caches[0], caches[1]), own_slots)
     assert relative_error(found[0].reshape(query.shape)[used], query[used]) < TOLERANCE
     for cache, expected in zip(found[1:], caches, strict=True):
         assert relative_error(cache[blocks, :, offsets], expected[used, 0]) < TOLERANCE

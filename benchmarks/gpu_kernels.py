@@ -168,7 +168,7 @@ def _in_short(error: Exception) -> str:
 
 
 def gives_memory_back(place: Place) -> bool:
-    """Whether the GPU still takes work of this process, as it does not after an illegal access; frees what is unused."""
+    """Frees what is unused. Whether the GPU still takes work of this process: not after an illegal access."""
     if place.device.type == "cuda":
         try:
             torch.cuda.synchronize()

@@ -137,7 +137,8 @@ def measure(measurement: Measurement, place: Place, clock: Clock, top: Ceilings)
     row: dict[str, Any] = {"name": measurement.name, "bar": str(measurement.bar) if measurement.bar else None}
     try:
         work = measurement.make(place)
-        row |= {"error": work.error(), "bytes": work.num_bytes, "flops": work.num_flops}
+        # JSON has no infinity.
+        row |= {"error": min(work.error(), 1e9), "bytes": work.num_bytes, "flops": work.num_flops}
         timing = clock.time(work.ours)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one kernel, the others are measured
         return {**row, "failed": _in_short(error)}

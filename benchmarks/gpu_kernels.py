@@ -137,7 +137,8 @@ def measure(measurement: Measurement, place: Place, clock: Clock, top: Ceilings)
     row: dict[str, Any] = {"name": measurement.name, "bar": str(measurement.bar) if measurement.bar else None}
     try:
         work = measurement.make(place)
-        row |= {"error": work.error(), "bytes": work.num_bytes, "flops": work.num_flops}
+        # JSON has no infinity.
+        row |= {"error": min(work.error(), 1e9), "bytes": work.num_bytes, "flops": work.num_flops}
         timing = clock.time(work.ours)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one kernel, the others are measured
         return {**row, "failed": _in_short(error)}
@@ -165,6 +166,18 @@ def measure(measurement: Measurement, place: Place, clock: Clock, top: Ceilings)
 
 def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+
+
+def gives_memory_back(place: Place) -> bool:
+    """Frees what is unused. Whether the GPU still takes work of this process: not after an illegal access."""
+    if place.device.type == "cuda":
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            say(_in_short(error))
+            return False
+    return True
 
 
 def print_header(top: Ceilings) -> None:
@@ -225,19 +238,20 @@ def main() -> int:
     torch.manual_seed(0)
     top = ceilings(place.device, clock, 2**16 if args.smoke else 2**31, 64 if args.smoke else 8192)
     print_header(top)
-    rows, left_out = [], []
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    is_broken = False
     for measurement in measurements(SMOKE_SIZES if args.smoke else Sizes()):
         if args.only and not any(word in measurement.name for word in args.only):
             continue
-        if time.monotonic() > deadline:
+        if is_broken or time.monotonic() > deadline:
             left_out.append(measurement.name)
             continue
         rows.append(measure(measurement, place, clock, top))
         print_row(rows[-1])
-        if place.device.type == "cuda":
-            torch.cuda.empty_cache()
+        is_broken = not gives_memory_back(place)
     for name in left_out:
-        say(f"{name:46}not measured: no time left")
+        say(f"{name:46}not measured: {'the GPU takes no more work' if is_broken else 'no time left'}")
     result = {"ceilings": dataclasses.asdict(top), "kernels": rows, "not_measured": left_out}
     finish({"benchmark": "gpu_kernels", **vars(args), "results": result, "machine": gpu_machine()})
     return 0 if rows and all(row.get("right", False) for row in rows) else 1

@@ -1,5 +1,7 @@
 """Norm, rotation and the cache's writing at real sizes, replayed with other slots than it was captured with."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from kernels import AttentionHeads, reference
 from tests.gpu.support import NUM_INT32, captured, needs_memory
 from tests.kernels.oracle import relative_error
 
-# Of results that are rounded once, to bfloat16, against float32 ones: 1.7e-3 in norm.
+# Of results that are rounded to bfloat16 once, which is 1.7e-3 in norm, against float32 ones.
 TOLERANCE = 3e-3
 BLOCK_SIZE = 16
 
@@ -41,11 +43,12 @@ def check(
     """found: queries, key cache and value cache, after a step from caches that were NaN throughout."""
     used = slots >= 0
     blocks, offsets = slots[used] // BLOCK_SIZE, slots[used] % BLOCK_SIZE
-    # A small cache of the reference's own: one slot per token.
-    shape = (len(qkv), 1, 8, 128)
-    caches = [torch.full(shape, float("nan"), device=qkv.device) for _ in range(2)]
+    # By definition in float32, where norms are not rounded before the rotation; in a small cache, one slot per token.
+    norms = [None if norm is None else norm.float() for norm in (heads.query_norm, heads.key_norm)]
+    wide = dataclasses.replace(heads, query_norm=norms[0], key_norm=norms[1])
+    caches = [torch.full((len(qkv), 1, 8, 128), float("nan"), device=qkv.device) for _ in range(2)]
     own_slots = torch.where(used, torch.arange(len(qkv), device=qkv.device), -1)
-    query = reference.rotate_and_store(heads, qkv.float(), tables, (caches[0], caches[1]), own_slots)
+    query = reference.rotate_and_store(wide, qkv.float(), tables, (caches[0], caches[1]), own_slots)
     assert relative_error(found[0].reshape(query.shape)[used], query[used]) < TOLERANCE
     for cache, expected in zip(found[1:], caches, strict=True):
         assert relative_error(cache[blocks, :, offsets], expected[used, 0]) < TOLERANCE

@@ -22,15 +22,19 @@ def keeps_all(row, vocab, parameters):
 
 @triton.jit
 def least_of(x):
-    """The minimum of a tile [groups, warps, span]: within threads, then within warps, then across them."""
-    return tl.min(tl.min(tl.min(x, 0), 1), 0)
+    """The minimum of a tile, of any layout: within threads, then within warps, then across them.
+
+    So does every reduction here: over all dimensions at once. One dimension after the other costs, where the compiler
+    deals the warps out along the first (triton 3.6 does), 32 rounds through shared memory.
+    """
+    return tl.min(x)
 
 
 @triton.jit
 def chunk_tokens(chunk, WARPS: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr):
     """The token ids of a chunk, int32 [SPANS / WARPS, WARPS, SPAN]: as spans of 256 bfloat16, a warp's 16-byte loads.
 
-    Of three dimensions, so that a reduction of the first one stays within each thread, and shuffles come after it.
+    Of three dimensions, so that each span lies in one warp.
     """
     spans = tl.arange(0, SPANS // WARPS)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
     return (chunk * SPANS + spans) * SPAN + tl.arange(0, SPAN)[None, None, :]
@@ -117,7 +121,7 @@ def reduce_chunks(
             256,
         )
         tl.store(flags_ptr + row, has_edits.to(tl.int32))
-    peak = tl.max(tl.max(tl.max(x, 0), 1), 0)
+    peak = tl.max(x)
     tl.store(chunks[0] + at, peak)
     if temperature == 0.0:
         tl.store(chunks[2] + at, least_of(tl.where(x == peak, tokens, vocab - 1)))
@@ -131,5 +135,5 @@ def reduce_chunks(
             tl.store(chunks[1] + at, time)
             tl.store(chunks[2] + at, winner)
         else:
-            tl.store(chunks[1] + at, tl.sum(tl.sum(tl.sum(tl.exp2(-depth), 0), 1), 0))
+            tl.store(chunks[1] + at, tl.sum(tl.exp2(-depth)))
             store_span_peaks(span_peaks_ptr + at * SPANS, x, WARPS, SPANS)

@@ -149,6 +149,6 @@ def _counted(
     counts.index_put_((held.rows, held.token_ids), 2 * held.counts + 1)
     starts = _starts(held.rows, num_rows)
     order = torch.arange(num_rows, dtype=torch.int32, device=device)
-    slots = torch.where(starts[1:] > starts[:-1], order, -1)
+    slots = order.masked_fill(starts[1:] == starts[:-1], -1)
     prices = (held.repetition.contiguous(), held.frequency.contiguous(), held.presence.contiguous())
     return counts, slots, *prices

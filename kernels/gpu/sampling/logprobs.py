@@ -41,11 +41,11 @@ def _reduce_chunks(
     row_ptr = logits_ptr + row * logits_stride
     x = tl.load(row_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
     own = tl.load(row_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
-    peak = tl.max(tl.max(tl.max(x, 0), 1), 0)
+    peak = tl.max(x)
     base = tl.where(peak > float("-inf"), peak, 0.0)
     tl.store(chunks[0] + at, peak)
-    tl.store(chunks[1] + at, tl.sum(tl.sum(tl.sum(tl.exp2((x - base) * LOG2_E), 0), 1), 0))
-    tl.store(chunks[2] + at, tl.sum(tl.sum(tl.sum((x > own).to(tl.int32), 0), 1), 0))
+    tl.store(chunks[1] + at, tl.sum(tl.exp2((x - base) * LOG2_E)))
+    tl.store(chunks[2] + at, tl.sum((x > own).to(tl.int32)))
     store_span_peaks(span_peaks_ptr + at * SPANS, x, WARPS, SPANS)
 
 

@@ -270,7 +270,11 @@ def test_three_binaries_serve_every_batch_and_keep_two_tiles_under_way() -> None
     command = [sys.executable, "-c", _COMPILE]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     binaries = {binary["digest"]: binary for binary in json.loads(found.stdout)}
-    assert sorted(binary["kernel"] for binary in binaries.values()) == ["_decode_attention", "_decode_attention", "_join_splits"]
+    assert sorted(binary["kernel"] for binary in binaries.values()) == [
+        "_decode_attention",
+        "_decode_attention",
+        "_join_splits",
+    ]
     shape = tiling(KNOWN[90], 4, 128, torch.bfloat16)
     tile_bytes = shape.tile_keys * shape.tile_size * 2
     for binary in binaries.values():

@@ -178,6 +178,9 @@ def main() -> int:
     if not args.smoke and not torch.cuda.is_available():
         say("no GPU: torch.cuda.is_available() is false (--smoke proves the script without one)")
         return 2
+    if args.output:
+        # Now, so that a folder that cannot be made ends this before the minutes of measuring and not after them.
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + args.limit_s
     tests = run_tests(_TESTS_SHARE * args.limit_s, pytest_jobs(smoke=args.smoke), args.tests)
     extra = [*(["--smoke"] if args.smoke else []), *(["--only", *args.only] if args.only else [])]

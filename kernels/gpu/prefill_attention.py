@@ -229,8 +229,8 @@ def _prefill_attention(
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.exp2(sink - new_peak)
         accumulator = accumulator * shrink[:, None]
-    # A row past the queries may have seen nothing.
-    result = accumulator * (value_scale / tl.where(is_row, total, 1.0))[:, None]
+    # A row past the queries may have seen nothing, and so has a query of a sequence without keys, which becomes 0.
+    result = accumulator * (value_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     out_offsets = (token_index * out_stride + head * D)[:, None] + d[None, :]
     tl.store(out_ptr + out_offsets, result.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & (d < D)[None, :])
 

@@ -70,6 +70,8 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tens
     cos, sin = (torch.empty(shape, dtype=torch.float32, device=positions.device) for _ in range(2))
     if cos.numel() == 0:
         return cos, sin
+    # The caller may have gathered either with a stride; the kernels read each as one run.
+    positions, inv_freq = positions.contiguous(), inv_freq.contiguous()
     grid = (triton.cdiv(cos.numel(), _TABLE_BLOCK),)
     _rope_tables[grid](positions, inv_freq, cos, sin, shape[0], scale, HALF=shape[1], BLOCK=_TABLE_BLOCK, num_warps=4)
     return cos, sin
@@ -184,16 +186,17 @@ class RotateAndStore:
         if qkv.shape[0] == 0:
             return queries
         key_cache, value_cache = (x.view(torch.uint8) if x.element_size() == 1 else x for x in cache)
-        half = tables[0].shape[1]
+        cos, sin = (table.contiguous() for table in tables)
+        half = cos.shape[1]
         padded = triton.next_power_of_2(head_dim)
         per_program = max(1, _HEADS_BLOCK // padded)
         query_heads = min(per_program, triton.next_power_of_2(num_heads))
         kv_heads = min(per_program, triton.next_power_of_2(num_kv_heads))
         columns = triton.cdiv(num_heads, query_heads) + triton.cdiv(num_kv_heads, kv_heads)
         _rotate_and_store[(qkv.shape[0] * columns,)](
-            qkv, *tables, key_cache, value_cache, slot_mapping,
-            tables[0] if heads.query_norm is None else heads.query_norm,
-            tables[0] if heads.key_norm is None else heads.key_norm,
+            qkv, cos, sin, key_cache, value_cache, slot_mapping.contiguous(),
+            cos if heads.query_norm is None else heads.query_norm,
+            cos if heads.key_norm is None else heads.key_norm,
             heads.eps, heads.key_scale, heads.value_scale, qkv.stride(0),
             H=num_heads, HKV=num_kv_heads, D=head_dim, D_PADDED=padded, HALF=half,
             HALF_PADDED=triton.next_power_of_2(half), REST_PADDED=triton.next_power_of_2(max(head_dim - 2 * half, 1)),

@@ -88,5 +88,5 @@ def update_counts(counts: Tensor, slots: Tensor, token_ids: Tensor) -> None:
     num_rows = len(slots)
     if num_rows:
         _count_tokens[(triton.cdiv(num_rows, 128),)](
-            counts, slots, token_ids, num_rows, counts.shape[1], BLOCK=128, num_warps=4
+            counts, slots.contiguous(), token_ids.contiguous(), num_rows, counts.shape[1], BLOCK=128, num_warps=4
         )

@@ -169,6 +169,8 @@ def find(logits: Tensor, token_ids: Tensor, num_top: int, configuration: Configu
         raise ValueError(f"num_top is {num_top}, more than {MAX_NUM_TOP}")
     if logits.stride(1) != 1:
         raise ValueError("the logits of a row must lie side by side")
+    # The caller may have gathered them with a stride; the kernels read them as one run.
+    token_ids = token_ids.contiguous()
     num_top, sizes = min(num_top, vocab), configuration
     num_chunks = triton.cdiv(vocab, sizes.span * sizes.spans)
     num_spans = num_chunks * sizes.spans

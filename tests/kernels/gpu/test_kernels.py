@@ -34,6 +34,27 @@ def test_decodes_and_prompts_of_one_batch_are_written_side_by_side(device: torch
     assert relative_error(*results) < 1e-5
 
 
+def test_columns_of_a_gathered_table_are_read_with_their_stride(device: torch.device, hardware: Hardware) -> None:
+    """What the engine gathers per row or token may be a column of a wider array."""
+    kernels, generator = TritonKernels(hardware), torch.Generator().manual_seed(1)
+    columns = torch.tensor([[1, 9, 5], [2, 30, 17], [3, 4, 2]], device=device)
+    positions, slots = columns[:, 1], columns[:, 2]
+    frequencies = torch.rand(16, generator=generator).to(device)[::2]
+    qkv = torch.randn(3, 4 * 16, generator=generator).to(device)
+    logits = torch.randn(3, 40, generator=generator).to(device)
+    results = []
+    for candidate in (kernels, ReferenceKernels()):
+        tables = candidate.rope_tables(positions, frequencies, 1.0)
+        wide = torch.cat(tables, -1).chunk(2, -1)
+        cache = tuple(torch.zeros(shape, device=device) for shape in candidate.kv_cache_shapes(2, 16, 1, 16))
+        step = candidate.pack_heads(AttentionHeads(2, 1, 16, None, None, 0.0))
+        query = step(qkv.clone(), (wide[0], wide[1]), (cache[0], cache[1]), slots)
+        chosen = candidate.logprobs(logits, columns[:, 0], 2).chosen
+        # With one KV head the two layouts of a cache are the same bytes.
+        results.append(torch.cat([x.flatten() for x in (*tables, query, *cache, chosen)]))
+    assert relative_error(*results) < 1e-5
+
+
 def test_what_there_is_no_room_for_is_refused(device: torch.device, hardware: Hardware) -> None:
     kernels = TritonKernels(hardware)
     for head_dim in (257, 63, 512):

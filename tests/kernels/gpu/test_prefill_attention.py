@@ -206,6 +206,15 @@ def test_sequences_without_queries_and_rows_after_the_last_write_nothing(
     assert bool((out[num_tokens:] == 7.0).all())
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_query_without_keys_becomes_0(device: torch.device, hardware: Hardware, window: int) -> None:
+    """A padding row of length 0, as the decode kernel's; its query may be anything finite."""
+    batch, form = make_batch(device, [(1, 0), (3, 20), (1, 0)]), AttentionForm(0.25, window=window)
+    found = run(batch, form, hardware)
+    assert torch.equal(found[[0, 4]], torch.zeros_like(found[[0, 4]]))
+    assert relative_error(found, batch.expected(form)) < 1e-5
+
+
 def test_many_sequences_are_searched_in_parts(device: torch.device, hardware: Hardware) -> None:
     batch, form = make_batch(device, [(1, 2)] * 257 + [(18, 18)], kv_heads=1), AttentionForm(0.25)
     out = torch.full((batch.query.shape[0], 32), float("nan"), device=device)

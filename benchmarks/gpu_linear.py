@@ -105,6 +105,8 @@ def main() -> int:
         return 2
     models = SMOKE_MODELS if args.smoke else {name: MODELS[name] for name in args.models}
     path = args.output or TABLES / f"{slug(place.hardware.name)}.json"
+    if path.exists():
+        LinearTable.for_file(path)  # what it will be merged with can be read: now, not after the measuring
     torch.manual_seed(0)
     entries, measured = [], set()
     shapes = dict.fromkeys(shape for weights in models.values() for shape in weights)

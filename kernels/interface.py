@@ -38,6 +38,7 @@ class AttentionMetadata:
 class AttentionForm:
     """What a layer's attention computes besides the softmax of its scores, which are scale * q k^T.
 
+    scale: positive.
     window: a query sees the keys of its own position and of the window - 1 before it; 0 is all of them.
     soft_cap: scores become soft_cap * tanh(score / soft_cap) (Gemma 2); 0 leaves them.
     sinks: float32 [H]; each head's softmax has one more score, this, of no value (gpt-oss); None has none.

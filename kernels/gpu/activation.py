@@ -47,6 +47,8 @@ def gelu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 def _launch(gate_up: Tensor, *, gelu: bool) -> Tensor:
+    if gate_up.stride(1) != 1:
+        raise ValueError("the elements of a row must lie side by side")
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = torch.empty(num_rows, width, dtype=gate_up.dtype, device=gate_up.device)
     if num_rows == 0:

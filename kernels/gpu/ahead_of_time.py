@@ -135,7 +135,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--module", nargs="+", choices=MODULES, default=MODULES, help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile side by side (default: 2)")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md instead of one JSON line")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set: an interpreted kernel cannot be compiled")
+    return options
 
 
 def markdown(binaries: list[Binary]) -> str:

@@ -51,6 +51,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 def _launch(x: Tensor, residual: Tensor, weight: Tensor, y: Tensor, eps: float, *, add: bool) -> None:
     num_rows, size = x.shape
+    if x.stride(1) != 1 or (add and not residual.is_contiguous()):
+        raise ValueError("the elements of a row must lie side by side, and the residual's rows too")
     if num_rows == 0:
         return
     block = triton.next_power_of_2(size)

@@ -41,6 +41,13 @@ def test_gemmas_weight_of_one_plus_w_in_float32(device: torch.device) -> None:
     assert relative_error(rms_norm(x, 1 + w, 1e-6), expected) < TOLERANCE[torch.bfloat16]
 
 
+def test_elements_apart_are_refused(device: torch.device) -> None:
+    x, weight = rows(4, 96, torch.float32, device), rows(1, 48, torch.float32, device, 1)[0]
+    for call in (lambda: rms_norm(x[:, ::2], weight, 1e-6), lambda: add_rms_norm(x[:, :48], x[:, 48:], weight, 1e-6)):
+        with pytest.raises(ValueError, match="side by side"):
+            call()
+
+
 def test_rows_may_be_strided_and_none_is_nothing(device: torch.device) -> None:
     x, weight = rows(4, 96, torch.float32, device), rows(1, 32, torch.float32, device, 1)[0]
     assert torch.equal(rms_norm(x[:, 32:64], weight, 1e-6), rms_norm(x[:, 32:64].contiguous(), weight, 1e-6))

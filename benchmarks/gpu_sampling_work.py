@@ -105,12 +105,12 @@ def sample(place: Place, num_rows: int, vocab_size: int, *, has_filters: bool, h
     inputs = inputs_class(*(getattr(sampling, field) for field in fields), edits)
 
     def error() -> float:
-        found = run(sets[0], inputs, place.hardware)
+        found = run(sets[0], inputs)
         return float((found != reference.sample(sets[0], sampling)).double().mean())
 
     peer = _eager_filtered if has_filters else _eager_plain
     return Work(
-        ours=[functools.partial(run, one, inputs, place.hardware) for one in sets],
+        ours=[functools.partial(run, one, inputs) for one in sets],
         peer=None if has_edits else [functools.partial(peer, one) for one in sets],
         num_bytes=num_bytes,
         num_flops=0,
@@ -131,14 +131,14 @@ def logprobs(place: Place, num_rows: int, vocab_size: int, num_top: int) -> Work
         return (chosen, (logs > chosen).sum(-1) + 1, *logs.topk(num_top))
 
     def error() -> float:
-        found = run(sets[0], token_ids, num_top, place.hardware)
+        found = run(sets[0], token_ids, num_top)
         expected = reference.logprobs(sets[0], token_ids, num_top)
         if not (torch.equal(found.ranks, expected.ranks) and torch.equal(found.top_ids, expected.top_ids)):
             return 1.0
         return max(relative_error(found.chosen, expected.chosen), relative_error(found.top, expected.top))
 
     return Work(
-        ours=[functools.partial(run, one, token_ids, num_top, place.hardware) for one in sets],
+        ours=[functools.partial(run, one, token_ids, num_top) for one in sets],
         peer=[functools.partial(peer, one) for one in sets],
         num_bytes=2 * num_rows * vocab_size,
         num_flops=0,

@@ -23,7 +23,6 @@ from kernels.interface import (
     AttentionForm,
     AttentionHeads,
     AttentionMetadata,
-    Logprobs,
     PackedLinear,
     SamplingTensors,
 )
@@ -50,6 +49,7 @@ class TritonKernels:
     rope_tables = staticmethod(rope_tables)
     silu_and_mul = staticmethod(silu_and_mul)
     gelu_and_mul = staticmethod(gelu_and_mul)
+    logprobs = staticmethod(gpu_sampling.logprobs)
 
     def __init__(self, hardware: Hardware, linear_table: LinearTable | None = None) -> None:
         self._hardware = hardware
@@ -98,8 +98,4 @@ class TritonKernels:
     def sample(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
         """See `kernels.gpu.sampling.sample`."""
         inputs = gpu_sampling.from_sampling_tensors(sampling, *logits.shape)
-        return gpu_sampling.sample(logits, inputs, self._hardware)
-
-    def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
-        """See `kernels.gpu.sampling.logprobs`."""
-        return gpu_sampling.logprobs(logits, token_ids, num_top, self._hardware)
+        return gpu_sampling.sample(logits, inputs)

@@ -58,7 +58,7 @@ def test_sample(device: torch.device, hardware: Hardware, num_rows: int, dtype: 
     from kernels.gpu.sampling import sample
 
     logits, sampling = logits_of(num_rows, device, dtype), mixed(num_rows, device)
-    assert_sampled(sample(logits, inputs_of(sampling), hardware), logits, sampling)
+    assert_sampled(sample(logits, inputs_of(sampling)), logits, sampling)
 
 
 def test_flat_and_peaked_rows(device: torch.device, hardware: Hardware) -> None:
@@ -70,7 +70,7 @@ def test_flat_and_peaked_rows(device: torch.device, hardware: Hardware) -> None:
     logits[6:12, 77_777] = 200.0
     logits[12:18, 5:] = float("-inf")
     sampling = mixed(24, device)
-    assert_sampled(sample(logits, inputs_of(sampling), hardware), logits, sampling)
+    assert_sampled(sample(logits, inputs_of(sampling)), logits, sampling)
 
 
 def test_replayed_with_other_logits_and_parameters(device: torch.device, hardware: Hardware) -> None:
@@ -78,7 +78,7 @@ def test_replayed_with_other_logits_and_parameters(device: torch.device, hardwar
 
     logits = logits_of(ROWS, device)
     inputs = inputs_of(mixed(ROWS, device))
-    graph, found = captured(lambda: sample(logits, inputs, hardware))
+    graph, found = captured(lambda: sample(logits, inputs))
     for seed in (1, 2, 3):
         logits.copy_(logits_of(ROWS, device))
         # The kinds move on by a row each time, so that every row is captured as one and replayed as another.
@@ -92,7 +92,7 @@ def test_replayed_with_other_logits_and_parameters(device: torch.device, hardwar
         found.fill_(-1)
         graph.replay()
         assert_sampled(found, logits, now)
-        assert torch.equal(found, sample(logits, inputs, hardware)), "a replay computes what a call does"
+        assert torch.equal(found, sample(logits, inputs)), "a replay computes what a call does"
 
 
 def test_a_row_does_not_depend_on_its_batch(device: torch.device, hardware: Hardware) -> None:
@@ -100,10 +100,10 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device, hardware: Hard
 
     logits, sampling = logits_of(ROWS, device), mixed(ROWS, device)
     names = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-    together = sample(logits, inputs_of(sampling), hardware)
+    together = sample(logits, inputs_of(sampling))
     for row in range(7, 13):
         alone = SamplerInputs(*(getattr(sampling, name)[row : row + 1].clone() for name in names), None)
-        assert int(sample(logits[row : row + 1], alone, hardware)) == int(together[row])
+        assert int(sample(logits[row : row + 1], alone)) == int(together[row])
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 20])
@@ -113,7 +113,7 @@ def test_logprobs(device: torch.device, hardware: Hardware, num_top: int) -> Non
     logits = torch.randn(ROWS, VOCAB, device=device) * 3  # float32: hardly any ties
     token_ids = torch.randint(0, VOCAB, (ROWS,), device=device)
     token_ids[0], token_ids[1] = logits[0].argmax(), logits[1].argmin()
-    found = logprobs(logits, token_ids, num_top, hardware)
+    found = logprobs(logits, token_ids, num_top)
     expected = reference.logprobs(logits, token_ids, num_top)
     assert torch.equal(found.ranks, expected.ranks)
     assert torch.equal(found.top_ids, expected.top_ids)
@@ -127,10 +127,10 @@ def test_ties_go_to_the_lower_id(device: torch.device, hardware: Hardware) -> No
 
     logits = logits_of(6, device).round()  # many of each value
     sampling = mixed(6, device)
-    greedy = sample(logits, inputs_of(sampling), hardware)[0]
+    greedy = sample(logits, inputs_of(sampling))[0]
     assert int(greedy) == int((logits[0] == logits[0].max()).nonzero()[0])
     token_ids = torch.randint(0, VOCAB, (6,), device=device)
-    found = logprobs(logits, token_ids, 20, hardware)
+    found = logprobs(logits, token_ids, 20)
     expected = reference.logprobs(logits, token_ids, 20)
     assert torch.equal(found.top_ids, expected.top_ids)
     assert torch.equal(found.ranks, expected.ranks)
@@ -144,12 +144,12 @@ def test_rows_past_int32(device: torch.device, hardware: Hardware) -> None:
     num_rows = NUM_INT32 // VOCAB + 5
     logits = torch.empty(num_rows, VOCAB, dtype=torch.bfloat16, device=device).normal_(0, 3)
     token_ids = torch.randint(0, VOCAB, (num_rows,), device=device)
-    found = logprobs(logits, token_ids, 2, hardware)
+    found = logprobs(logits, token_ids, 2)
     expected = reference.logprobs(logits[-4:], token_ids[-4:], 2)
     assert torch.equal(found.top_ids[-4:], expected.top_ids)
     assert torch.equal(found.ranks[-4:], expected.ranks)
     assert relative_error(found.chosen[-4:], expected.chosen) < 1e-5
     sampling = mixed(num_rows, device)
     sampling.temperature[-4:] = 0.0
-    tokens = sample(logits, inputs_of(sampling), hardware)
+    tokens = sample(logits, inputs_of(sampling))
     assert torch.equal(tokens[-4:], logits[-4:].float().argmax(-1))

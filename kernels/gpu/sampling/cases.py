@@ -24,8 +24,8 @@ def compile_cases(hardware: Hardware) -> Iterator[CompileCase]:
         for with_edits in (False, True):
             inputs = empty_inputs(8, vocab, "meta", with_edits=with_edits)
             yield CompileCase(
-                f"{name}{', with edits' if with_edits else ''}", functools.partial(sample, logits, inputs, hardware)
+                f"{name}{', with edits' if with_edits else ''}", functools.partial(sample, logits, inputs)
             )
-        yield CompileCase(f"{name}, log-probabilities", functools.partial(logprobs, logits, tokens, 20, hardware))
+        yield CompileCase(f"{name}, log-probabilities", functools.partial(logprobs, logits, tokens, 20))
     counts = torch.empty(8, vocab, dtype=torch.int32, device="meta")
     yield CompileCase("counts", functools.partial(update_counts, counts, slots, tokens))

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-from kernels.gpu.hardware import Hardware
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Configuration:
@@ -32,8 +30,3 @@ class Configuration:
 SAMPLER = Configuration()
 # The best tokens are some tens: 20 rounds over a tile of few tokens per thread, with few warps to wait for.
 LOGPROBS = Configuration(capacity=2048, tile=512, wide_tile=4096, row_warps=8)
-
-
-def sampler_configuration(hardware: Hardware) -> Configuration:
-    """What suits the GPU."""
-    return SAMPLER

@@ -9,7 +9,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.arithmetic import LOG2_E
-from kernels.gpu.hardware import Hardware
 from kernels.gpu.sampling.chunks import chunk_tokens, store_span_peaks
 from kernels.gpu.sampling.configuration import LOGPROBS, Configuration
 from kernels.gpu.sampling.noise import LN_2
@@ -157,7 +156,7 @@ def _finish_rows(
     tl.store(ways_ptr + row, way)
 
 
-def logprobs(logits: Tensor, token_ids: Tensor, num_top: int, hardware: Hardware) -> Logprobs:
+def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
     """See `reference.logprobs`: logits [rows, vocab], rows possibly strided, token_ids int64 [rows], num_top to 20."""
     return find(logits, token_ids, num_top, LOGPROBS)[0]
 

@@ -9,16 +9,15 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.gpu.hardware import Hardware
 from kernels.gpu.sampling.chunks import reduce_chunks
-from kernels.gpu.sampling.configuration import Configuration, sampler_configuration
+from kernels.gpu.sampling.configuration import SAMPLER, Configuration
 from kernels.gpu.sampling.inputs import LogitEdits, SamplerInputs
 from kernels.gpu.sampling.rows import choose_tokens
 
 
-def sample(logits: Tensor, inputs: SamplerInputs, hardware: Hardware) -> Tensor:
+def sample(logits: Tensor, inputs: SamplerInputs) -> Tensor:
     """See `reference.sample`: logits [rows, vocab], rows possibly strided, to int64 [rows]; logits stay as they are."""
-    return draw(logits, inputs, sampler_configuration(hardware))[0]
+    return draw(logits, inputs, SAMPLER)[0]
 
 
 def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) -> tuple[Tensor, Tensor]:

@@ -75,16 +75,16 @@ def test_types_and_strided_rows(device: torch.device, dtype: torch.dtype) -> Non
 
 def test_a_row_alone_has_the_same_bits(device: torch.device, hardware: Hardware) -> None:
     logits, tokens = shaped("random", 3, 1025, 6).to(device), chosen_tokens(3, 1025).to(device)
-    together = logprobs(logits, tokens, 5, hardware)
-    alone = logprobs(logits[2:], tokens[2:], 5, hardware)
+    together = logprobs(logits, tokens, 5)
+    alone = logprobs(logits[2:], tokens[2:], 5)
     for name in ("chosen", "ranks", "top_ids", "top"):
         assert torch.equal(getattr(alone, name)[0], getattr(together, name)[2]), name
-    fewer = logprobs(logits[2:], tokens[2:], 2, hardware)
+    fewer = logprobs(logits[2:], tokens[2:], 2)
     assert torch.equal(fewer.top_ids[0], together.top_ids[2, :2])
 
 
 def test_limits(device: torch.device, hardware: Hardware) -> None:
     logits, tokens = torch.zeros(2, 30, device=device), torch.zeros(2, dtype=torch.int64, device=device)
     with pytest.raises(ValueError, match="21"):
-        logprobs(logits, tokens, 21, hardware)
-    assert logprobs(logits[:0], tokens[:0], 5, hardware).top_ids.shape == (0, 5)
+        logprobs(logits, tokens, 21)
+    assert logprobs(logits[:0], tokens[:0], 5).top_ids.shape == (0, 5)

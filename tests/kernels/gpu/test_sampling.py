@@ -176,7 +176,7 @@ def test_draws_follow_the_truncated_softmax(device: torch.device, row: Row) -> N
 
 def test_no_rows(device: torch.device, hardware: Hardware) -> None:
     inputs = from_sampling_tensors(on(batch([], 10), device), 0, 10)
-    assert sample(torch.empty(0, 10, device=device), inputs, hardware).shape == (0,)
+    assert sample(torch.empty(0, 10, device=device), inputs).shape == (0,)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="graphs need a GPU")
@@ -187,11 +187,11 @@ def test_one_graph_serves_every_mixture(device: torch.device, hardware: Hardware
     orders = [list(range(num_rows)), list(reversed(range(num_rows))), [1] * num_rows, [0] * num_rows]
     filled = [batch([FILTERS[i] for i in order], vocab) for order in orders]
     static = from_sampling_tensors(on(filled[2], device), num_rows, vocab)
-    sample(logits.normal_(), static, hardware)
+    sample(logits.normal_(), static)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        tokens = sample(logits, static, hardware)
+        tokens = sample(logits, static)
     for seed, sampling in enumerate(filled):
         values = shaped("random", num_rows, vocab, seed).bfloat16()
         logits.copy_(values)

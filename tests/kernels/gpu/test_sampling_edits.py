@@ -192,8 +192,8 @@ def test_nothing_waits_for_the_device(device: torch.device, hardware: Hardware) 
     there, on_device = logits.to(device), on(sampling, device)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        tokens = sample(there, from_sampling_tensors(on_device, len(rows), vocab), hardware)
-        logprobs(there, tokens, 5, hardware)
+        tokens = sample(there, from_sampling_tensors(on_device, len(rows), vocab))
+        logprobs(there, tokens, 5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_agrees(tokens.cpu(), logits, sampling)

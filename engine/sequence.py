@@ -4,6 +4,7 @@ Knows token ids, counts and block ids. Must not know tensors, the scheduler's qu
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence as SequenceABC
 
 from engine.api import FinishReason, GenerateRequest, TokenLogprobs
@@ -19,7 +20,13 @@ class Sequence:
     client_id: the connection that asked for it; results go back there.
     index: which of the request's n samples.
     seed: 64-bit key of its random numbers, fixed at creation.
-    token_ids: prompt and output. num_computed_tokens: how many of them have their K/V in the cache.
+    token_ids: prompt and output, as far as the host knows them.
+    num_pending_tokens: sampled by steps that the host has not collected yet; they follow `token_ids`, and until then
+        only the device knows them.
+    num_computed_tokens: how many tokens have their K/V in the cache, or get it from a step that has been launched.
+    max_num_tokens: it ends with the token that makes it so long, if not before.
+    waits_for_tokens: how its next token is sampled depends on the last one in a way that only the host can work out, so
+        that no step of it is launched while a token is pending.
     block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size). The list only ever
         grows; any other change is a new list, so that identity and length tell whether a copy of it is current.
     block_hashes: names of its full blocks, as far as they were needed; the samples of a request share those of the
@@ -37,7 +44,10 @@ class Sequence:
     seed: int
     token_ids: list[int]
     num_prompt_tokens: int
+    num_pending_tokens: int = 0
     num_computed_tokens: int = 0
+    max_num_tokens: int = sys.maxsize
+    waits_for_tokens: bool = False
     block_ids: list[int] = dataclasses.field(default_factory=list)
     block_hashes: list[bytes] = dataclasses.field(default_factory=list)
     num_cached_tokens: int = 0
@@ -73,18 +83,18 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output so far."""
-        return len(self.token_ids)
+        """Prompt and output so far, with the pending tokens."""
+        return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_output_tokens(self) -> int:
-        """Output so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
+        """Output so far, with the pending tokens."""
+        return len(self.token_ids) + self.num_pending_tokens - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens whose K/V is not in the cache yet: 1 while decoding, more while prefilling."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Letters of shapes: T tokens of the step, S sequences, H query heads, Hkv key/val
 """
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,8 +20,8 @@ class AttentionMetadata:
 
     slot_mapping: [T] int64, where each token's K/V is written: block * block_size + offset; -1 is padding.
     query_start_loc: [S + 1], prefix sum of the query lengths; each sequence has at least one token.
-    seq_lens: [S], length of K/V of each sequence including this step's tokens.
-    block_table: [S, max_blocks]; entries past a sequence's last block are 0, the null block.
+    seq_lens: [S], length of K/V of each sequence including this step's tokens; 0 is a padding sequence of one token.
+    block_table: [S, max_blocks], rows possibly strided; entries past a sequence's last block mean nothing.
     max_query_len, max_seq_len: the largest of each, for grids and buffers.
     num_decodes: so many sequences, the first ones, have one query token each; those after them may have any number.
     """
@@ -59,37 +60,105 @@ class AttentionForm:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class AllowedTokens:
-    """Rows that may choose among some tokens only. rows: int64 [A], ascending; mask: bool [A, vocab]."""
+class StepTables:
+    """What the host says of a step: S sequences of T tokens, all int32, on the device.
 
-    rows: Tensor
-    mask: Tensor
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TokenBias:
-    """What is added to single logits: rows int64 [B], ascending; token_ids int64 [B]; values float32 [B], -inf bans.
-
-    No (row, token) occurs twice, so that the entries may be applied in any order and all at once.
+    rows: [S], each sequence's row in `RowState`; padding has the last row, which no sequence owns.
+    query_start_loc: [S + 1], prefix sum of the query lengths. seq_lens: [S], K/V including this step's tokens; 0 is
+    padding, which still has one token.
+    sample_places: [S], which of the step's sampled rows the sequence's last token makes; -1 for none.
+    token_ids: [T]; -1 is the token that the sequence's row sampled last.
     """
 
     rows: Tensor
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    sample_places: Tensor
     token_ids: Tensor
-    values: Tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Penalties:
-    """The tokens that sequences hold already, each (row, token) once, and what that costs them.
+class RowState:
+    """What stays on the device from step to step, one row per running sequence and a last one for padding; int32.
 
-    rows: int64 [E], ascending; token_ids: int64 [E]; counts: int32 [E], how often the output holds the token: 0 where
-    only the prompt does.
-    repetition, frequency, presence: float32 [rows of logits]; 1, 0 and 0 are none.
+    block_table: [R, max_blocks], contiguous rows. last_tokens: [R], the token that the row sampled last.
+    sampling: [R, 10], see `SamplingColumn`. masks: [R, ceil(vocab / 32)], see `LogitEdits.bitmask`.
+    counts: [R, vocab], see `LogitEdits.counts`.
     """
 
-    rows: Tensor
-    token_ids: Tensor
+    block_table: Tensor
+    last_tokens: Tensor
+    sampling: Tensor
+    masks: Tensor
     counts: Tensor
+
+
+class SamplingColumn(enum.IntEnum):
+    """Columns of `RowState.sampling`: bits of float32, integers, the two halves of the seed (low first), flags."""
+
+    TEMPERATURE = 0
+    TOP_P = 1
+    MIN_P = 2
+    TOP_K = 3
+    SEED = 4
+    REPETITION = 6
+    FREQUENCY = 7
+    PRESENCE = 8
+    FLAGS = 9
+
+
+NUM_SAMPLING_COLUMNS = 10
+HAS_COUNTS = 1  # flags: the row's penalties read its counts
+HAS_MASK = 2  # flags: the row may choose among the tokens of its mask only
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What `expand_step` writes, for a step of any size up to the largest: buffers that stay where they are.
+
+    input_ids, positions, slot_mapping: int64 [max tokens]. block_table: int32 [max sequences, max_blocks].
+    The rest has one entry per sampled row, [max sequences]: logits_indices int64, the token whose logits it needs;
+    sample_rows int32, the sequence's row; and the fields of `SamplingTensors` and `LogitEdits` of the same names.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+    logits_indices: Tensor
+    sample_rows: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seeds: Tensor
+    sample_positions: Tensor
+    mask_row: Tensor
+    count_slot: Tensor
+    repetition: Tensor
+    frequency: Tensor
+    presence: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """What changes logits before the choice, in a form of fixed shapes, all contiguous; rows: of the logits.
+
+    bitmask: int32 [masks, ceil(vocab / 32)], bit t % 32 of word t // 32 set where token t is allowed; mask_row: int32
+    [rows], the row of `bitmask`, -1 for none.
+    bias_start: int32 [rows + 1]; entries [bias_start[r], bias_start[r + 1]) of bias_ids int32 [capacity] and
+    bias_values float32 [capacity] are row r's, no token twice; -inf bans.
+    counts: int32 [slots, vocab], 2 * how often the output holds the token + 1 if the prompt does; count_slot: int32
+    [rows], the row of `counts`, -1 for none. repetition, frequency, presence: float32 [rows]; 1, 0 and 0 are none.
+    """
+
+    bitmask: Tensor
+    mask_row: Tensor
+    bias_start: Tensor
+    bias_ids: Tensor
+    bias_values: Tensor
+    counts: Tensor
+    count_slot: Tensor
     repetition: Tensor
     frequency: Tensor
     presence: Tensor
@@ -104,7 +173,7 @@ class SamplingTensors:
     min_p: float32 in [0, 1]; 0 keeps all tokens.
     seeds: int64, the 64 bits of the row's key. positions: int64, index of the new token in its sequence.
     all_greedy: every temperature is 0, known on the host.
-    allowed, bias, penalties: what changes the logits of some rows first, greedy ones too; None where no row asks.
+    edits: what changes the logits of some rows first, greedy ones too; None where no row asks.
     """
 
     temperature: Tensor
@@ -114,9 +183,7 @@ class SamplingTensors:
     seeds: Tensor
     positions: Tensor
     all_greedy: bool
-    allowed: AllowedTokens | None = None
-    bias: TokenBias | None = None
-    penalties: Penalties | None = None
+    edits: LogitEdits | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,4 +299,25 @@ class Kernels(Protocol):
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
         """Log-probabilities of token_ids int64 [rows] and of the `num_top` most likely tokens of each row."""
+        ...
+
+    def expand_step(self, tables: StepTables, state: RowState, block_size: int, max_blocks: int, out: StepInputs) -> None:
+        """From what the host says of a step to what the other operations read; `out` keeps its other entries.
+
+        max_blocks: at most so many blocks has any sequence of the step. Padding gets token 0, position 0 and slot -1.
+        """
+        ...
+
+    def write_words(self, words: Tensor, places: Tensor, values: Tensor) -> None:
+        """words[places[i]] = values[i], for int32 words [n] and places [m]; values of any integer type [m].
+
+        No place comes twice, but with the same value.
+        """
+        ...
+
+    def count_tokens(self, counts: Tensor, slots: Tensor, token_ids: Tensor) -> None:
+        """Count one more token of the output in `counts` (see `LogitEdits`): one launch.
+
+        slots: int32 [rows], none twice, -1 for rows that count nothing; token_ids: int64 [rows].
+        """
         ...

@@ -4,11 +4,16 @@ Knows names, defaults and ranges. Must not read the environment: `container.conf
 """
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any, Literal
 
 _INTEGERS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting", "block_size", "num_threads")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "int4"]
+Device = Literal["auto", "cpu", "cuda"]
+LoadFormat = Literal["auto", "dummy"]
+# By device: most sequences in a step, and the step's token budget. A GPU reads its weights once for all of them.
+_STEP_SIZES = MappingProxyType({"cpu": (64, 1024), "cuda": (256, 8192)})
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -30,14 +35,33 @@ class EngineConfig:
     max_model_len: int | None = setting(
         None, "Most tokens of prompt and output together; the model's max_position_embeddings if not given."
     )
-    max_num_seqs: int = setting(64, "Most sequences in one step.")
-    max_num_batched_tokens: int = setting(
-        1024, "Token budget of one step: long prompts are computed in chunks of at most this many tokens."
+    device: Device = setting("auto", "Where the model runs; auto is a CUDA GPU if there is one, else the CPU.")
+    load_format: LoadFormat = setting(
+        "auto", "Where weights come from: auto reads safetensors; dummy makes up random ones, to measure with."
+    )
+    max_num_seqs: int | None = setting(
+        None, "Most sequences in one step; if not given, 256 on a GPU and 64 on a CPU."
+    )
+    max_num_batched_tokens: int | None = setting(
+        None,
+        "Token budget of one step: long prompts are computed in chunks of at most this many tokens; if not given, 8192 "
+        "on a GPU and 1024 on a CPU.",
     )
     max_num_waiting: int = setting(256, "Most sequences that wait to be admitted; beyond it a request gets 429.")
     block_size: int = setting(32, "Tokens per KV-cache block; a multiple of 16, at most 128.")
     kv_cache_memory_gib: float | None = setting(
-        None, "GiB for the KV cache; if not given, enough for max_num_seqs full sequences, but at most 4 GiB on a CPU."
+        None,
+        "GiB for the KV cache; if not given, enough for max_num_seqs full sequences, but at most 4 GiB on a CPU, and on "
+        "a GPU what gpu_memory_utilization leaves.",
+    )
+    gpu_memory_utilization: float = setting(
+        0.9, "Part of the GPU's memory that weights, activations, CUDA graphs and KV cache may take together."
+    )
+    enforce_eager: bool = setting(False, "Launch every kernel one by one: no CUDA graphs of the decode step.")
+    async_scheduling: bool | None = setting(
+        None,
+        "Schedule and launch a step while the device computes the one before it; if not given, on a GPU. On a CPU there "
+        "is nothing to gain.",
     )
     enable_prefix_caching: bool = setting(
         True, "Keep the K/V of finished requests while there is room, for prompts that begin alike."
@@ -57,7 +81,8 @@ class EngineConfig:
             value = getattr(self, name)
             _check(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "an integer")
         for name, most in (("max_num_seqs", 2**16), ("max_num_batched_tokens", 2**24), ("max_num_waiting", 2**31)):
-            _check(1 <= getattr(self, name) <= most, name, f"between 1 and {most}")
+            value = getattr(self, name)
+            _check(value is None or 1 <= value <= most, name, f"between 1 and {most}")
         _check(
             self.block_size % 16 == 0 and 16 <= self.block_size <= 128, "block_size", "a multiple of 16 from 16 to 128"
         )
@@ -65,10 +90,27 @@ class EngineConfig:
         memory_gib = self.kv_cache_memory_gib
         _check(memory_gib is None or 0 < memory_gib <= 2**20, "kv_cache_memory_gib", f"more than 0 and at most {2**20}")
         _check(self.num_threads is None or 1 <= self.num_threads <= 1024, "num_threads", "between 1 and 1024")
-        _check(isinstance(self.enable_prefix_caching, bool), "enable_prefix_caching", "true or false")
-        _check(self.deterministic is None or isinstance(self.deterministic, bool), "deterministic", "true or false")
+        _check(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "more than 0 and at most 1")
+        for name in ("enable_prefix_caching", "enforce_eager"):
+            _check(isinstance(getattr(self, name), bool), name, "true or false")
+        for name in ("deterministic", "async_scheduling"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, bool), name, "true or false")
+        _check(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
+        _check(self.load_format in ("auto", "dummy"), "load_format", "auto or dummy")
         _check(self.quantization in ("none", "int8", "int4"), "quantization", "none, int8 or int4")
         _check(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
+
+    def for_device(self, device_type: str) -> "EngineConfig":
+        """The same with what was left to the device filled in. device_type: "cpu" or "cuda", torch's name."""
+        max_num_seqs, max_num_batched_tokens = _STEP_SIZES["cuda" if device_type == "cuda" else "cpu"]
+        is_async = device_type == "cuda" if self.async_scheduling is None else self.async_scheduling
+        return dataclasses.replace(
+            self,
+            max_num_seqs=self.max_num_seqs or max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or max_num_batched_tokens,
+            async_scheduling=is_async,
+        )
 
 
 def _check(holds: bool, name: str, expected: str) -> None:

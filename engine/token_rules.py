@@ -1,13 +1,14 @@
 """What one sequence's parameters and tokens so far do to the logits of its next token.
 
-`TokenRules` belongs to one sequence object, so that what it has counted stays from step to step. Knows sampling
-parameters and numpy; must not know tensors, rows or the model.
+`TokenRules` belongs to one sequence object. Knows sampling parameters and numpy; must not know tensors, rows or the
+model.
 """
 
 from typing import Any
 
 import numpy as np
 
+from engine.api import GenerateRequest
 from engine.sequence import Sequence
 
 IntArray = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
@@ -17,44 +18,10 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 _NOTHING: frozenset[int] = frozenset()
 
 
-class TokenCounts:
-    """Each token that a sequence holds, and how often its output does. Tokens are counted once, when they are new."""
-
-    def __init__(self, sequence: Sequence, *, with_prompt: bool) -> None:
-        """with_prompt: the prompt's tokens are held too, with a count of 0."""
-        self._sequence = sequence
-        self._num_counted = sequence.num_prompt_tokens
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens] if with_prompt else []
-        self._place = {token_id: place for place, token_id in enumerate(dict.fromkeys(prompt))}
-        self._token_ids: IntArray = np.array(list(self._place), dtype=np.int64)
-        self._counts: IntArray = np.zeros(len(self._place), dtype=np.int32)
-
-    def entries(self) -> tuple[IntArray, IntArray]:
-        """Token ids int64 [n], each once, and their counts in the output int32 [n]; views, valid until the next call.
-
-        Counts what the sequence has got since the last call, however long ago that was and wherever it has run since.
-        """
-        new = self._sequence.token_ids[self._num_counted :]
-        self._num_counted += len(new)
-        for token_id in new:
-            place = self._place.setdefault(token_id, len(self._place))
-            if place == len(self._token_ids):
-                self._grow()
-            self._token_ids[place] = token_id
-            self._counts[place] += 1
-        num_held = len(self._place)
-        return self._token_ids[:num_held], self._counts[:num_held]
-
-    def _grow(self) -> None:
-        num_more = max(64, len(self._token_ids))
-        self._token_ids = np.concatenate((self._token_ids, np.zeros(num_more, dtype=np.int64)))
-        self._counts = np.concatenate((self._counts, np.zeros(num_more, dtype=np.int32)))
-
-
 class TokenRules:
-    """Allowed ids, bias, bans and counts of one sequence.
+    """Allowed ids, bias and bans of one sequence.
 
-    allowed: bool [vocab], which tokens may be chosen, or None for all. counts: for its penalties, or None.
+    allowed: bool [vocab], which tokens may be chosen, or None for all.
 
     A ban never takes the last token that a sequence has: then those of min_tokens yield first, and those of bad words
     next, for a contradiction in a request must not end in noise. A bad word with an id that the model does not have can
@@ -72,9 +39,6 @@ class TokenRules:
         if params.allowed_token_ids is not None:
             self.allowed = np.zeros(vocab_size, dtype=np.bool_)
             self.allowed[list(params.allowed_token_ids)] = True
-        self.counts: TokenCounts | None = None
-        if params.has_penalties:
-            self.counts = TokenCounts(sequence, with_prompt=params.repetition_penalty != 1.0)
         words = [word for word in sequence.request.bad_words_ids if word and all(0 <= i < vocab_size for i in word)]
         self._bad_ids = frozenset(word[0] for word in words if len(word) == 1)
         # Longer words by the token before their last: only few have to be compared with the output's end.
@@ -92,6 +56,11 @@ class TokenRules:
         params, words = sequence.request.params, sequence.request.bad_words_ids
         has_choices = params.allowed_token_ids is not None or bool(params.logit_bias or words)
         return has_choices or params.has_penalties or params.min_tokens > 0
+
+    @staticmethod
+    def read_last_token(request: GenerateRequest) -> bool:
+        """Whether the rules of a request's sequences follow from what the last tokens are, and not only how many."""
+        return any(len(word) > 1 for word in request.bad_words_ids)
 
     def bias(self) -> tuple[IntArray, FloatArray]:
         """Token ids int64 [n], each once, and what is added to their logits for the next token; -inf bans one."""

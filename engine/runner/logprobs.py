@@ -4,85 +4,101 @@ Must not know the scheduler, or what becomes of the entries.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from engine.api import TokenLogprobs
+from engine.runner.staging import Packet, Segment
 from engine.sequence import Sequence
-from kernels import Kernels, Logprobs
+from kernels import Kernels
 
 # Rows of logits that are looked at together: a long prompt's would be gigabytes at a large vocabulary.
 MAX_ROWS = 64
+_TENSORS_PER_PART = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogprobRows:
     """Rows that some scheduled pairs ask about, the pairs one after the other.
 
-    indices: int64 [n], which rows of the step's tensor they are. token_ids: int64 [n], the token at each.
+    indices: which rows of the step's tensor they are. token_ids: the token at each; None is what the row samples.
     pairs: (index of the scheduled pair, its number of rows, how many most likely tokens it asks for).
     """
 
-    indices: Tensor
-    token_ids: Tensor
+    indices: Segment
+    token_ids: Segment | None
     pairs: tuple[tuple[int, int, int], ...]
 
+    @property
+    def num_parts(self) -> int:
+        """Parts of at most MAX_ROWS rows."""
+        return -(-self.indices.num_words // MAX_ROWS)
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PendingLogprobs:
-    """The log-probabilities of `LogprobRows` under way, in parts of at most MAX_ROWS rows."""
+    def compute(
+        self, packet: Packet, logits_of: Callable[[Tensor], Tensor], sampled: Tensor | None, kernels: Kernels
+    ) -> Iterator[Tensor]:
+        """On the device: four tensors per part, the fields of `Logprobs`.
 
-    parts: tuple[Logprobs, ...]
-    pairs: tuple[tuple[int, int, int], ...]
+        logits_of: from some of the indices, int64, to their logits. sampled: int64, the tokens by sampled row.
+        """
+        indices = packet.on_device(self.indices).to(torch.int64)
+        if self.token_ids is not None:
+            token_ids = packet.on_device(self.token_ids).to(torch.int64)
+        else:
+            assert sampled is not None
+            token_ids = sampled.index_select(0, indices)
+        num_top = max(pair[2] for pair in self.pairs)
+        for start in range(0, len(indices), MAX_ROWS):
+            part = slice(start, start + MAX_ROWS)
+            entry = kernels.logprobs(logits_of(indices[part]), token_ids[part], num_top)
+            yield from (entry.chosen, entry.ranks, entry.top_ids, entry.top)
 
-    def collect(self, num_scheduled: int) -> list[list[TokenLogprobs]]:
-        """Wait for them; one list per scheduled pair, in the order of its rows."""
+    def collect(self, tensors: tuple[Tensor, ...], num_scheduled: int) -> list[list[TokenLogprobs]]:
+        """From the host's copies of what `compute` gave: one list per scheduled pair, in the order of its rows."""
         result: list[list[TokenLogprobs]] = [[] for _ in range(num_scheduled)]
-        entries = self._entries()
+        entries = _entries(tensors)
         for index, num_rows, num_top in self.pairs:
             for _ in range(num_rows):
                 logprob, rank, ids, tops = next(entries)
                 result[index].append(TokenLogprobs(logprob, rank, ids[:num_top], tops[:num_top]))
         return result
 
-    def _entries(self) -> Iterator[tuple[float, int, list[int], list[float]]]:
-        for part in self.parts:
-            columns = (part.chosen, part.ranks, part.top_ids, part.top)
-            yield from zip(*(column.tolist() for column in columns), strict=True)
+
+def num_tensors(rows: LogprobRows | None) -> int:
+    """How many tensors `compute` gives."""
+    return 0 if rows is None else rows.num_parts * _TENSORS_PER_PART
 
 
-def prompt_rows(scheduled: tuple[tuple[Sequence, int], ...]) -> LogprobRows | None:
+def _entries(tensors: tuple[Tensor, ...]) -> Iterator[tuple[float, int, list[int], list[float]]]:
+    for start in range(0, len(tensors), _TENSORS_PER_PART):
+        part = tensors[start : start + _TENSORS_PER_PART]
+        yield from zip(*(column.tolist() for column in part), strict=True)
+
+
+def prompt_rows(
+    packet: Packet, prompts: Iterable[tuple[int, Sequence]], starts: list[int], first_positions: list[int]
+) -> LogprobRows | None:
     """Where the step computes what prompt tokens are predicted from, in the batch's tokens; None if nobody asks.
 
+    prompts: (scheduled pair, sequence). starts: prefix sum of the step's tokens. first_positions: of each pair.
     Prompt token i is predicted at token i - 1. A sequence that has output has had its prompt's entries, and is not
     asked again when it comes back from a preemption.
     """
     indices: list[int] = []
     token_ids: list[int] = []
     pairs: list[tuple[int, int, int]] = []
-    offset = 0
-    for index, (sequence, num_tokens) in enumerate(scheduled):
+    for index, sequence in prompts:
         num_top = sequence.request.params.prompt_logprobs
-        if num_top is not None and sequence.num_output_tokens == 0:
-            first = sequence.num_computed_tokens
-            last = min(first + num_tokens, sequence.num_prompt_tokens - 1)
-            if last > first:
-                indices += range(offset, offset + last - first)
-                token_ids += sequence.token_ids[first + 1 : last + 1]
-                pairs.append((index, last - first, num_top))
-        offset += num_tokens
+        if num_top is None or sequence.num_output_tokens:
+            continue
+        start, end, first = starts[index], starts[index + 1], first_positions[index]
+        last = min(first + end - start, sequence.num_prompt_tokens - 1)
+        if last > first:
+            indices += range(start, start + last - first)
+            token_ids += sequence.token_ids[first + 1 : last + 1]
+            pairs.append((index, last - first, num_top))
     if not pairs:
         return None
-    return LogprobRows(torch.tensor(indices), torch.tensor(token_ids), tuple(pairs))
-
-
-def compute(rows: LogprobRows, logits_of: Callable[[Tensor], Tensor], kernels: Kernels) -> PendingLogprobs:
-    """Start computing the log-probabilities of rows. logits_of: from some of `rows.indices` to their logits."""
-    num_top = max(pair[2] for pair in rows.pairs)
-    slices = [slice(start, start + MAX_ROWS) for start in range(0, len(rows.indices), MAX_ROWS)]
-    return PendingLogprobs(
-        tuple(kernels.logprobs(logits_of(rows.indices[part]), rows.token_ids[part], num_top) for part in slices),
-        rows.pairs,
-    )
+    return LogprobRows(packet.put(indices), packet.put(token_ids), tuple(pairs))

@@ -301,7 +301,9 @@ class Kernels(Protocol):
         """Log-probabilities of token_ids int64 [rows] and of the `num_top` most likely tokens of each row."""
         ...
 
-    def expand_step(self, tables: StepTables, state: RowState, block_size: int, max_blocks: int, out: StepInputs) -> None:
+    def expand_step(
+        self, tables: StepTables, state: RowState, block_size: int, max_blocks: int, out: StepInputs
+    ) -> None:
         """From what the host says of a step to what the other operations read; `out` keeps its other entries.
 
         max_blocks: at most so many blocks has any sequence of the step. Padding gets token 0, position 0 and slot -1.

@@ -13,13 +13,19 @@ import torch
 from torch import Tensor
 
 from kernels.interface import (
+    HAS_COUNTS,
+    HAS_MASK,
     AttentionForm,
     AttentionHeads,
     AttentionMetadata,
     Logprobs,
     PackedLinear,
     RotateAndStore,
+    RowState,
+    SamplingColumn,
     SamplingTensors,
+    StepInputs,
+    StepTables,
 )
 
 _MASK_32 = 0xFFFFFFFF
@@ -207,20 +213,24 @@ def edit_logits(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     times its count in the output, less presence if that count is not 0. The caller leaves every row a token above -inf.
     """
     wide = logits.to(torch.float32, copy=True)
-    if sampling.allowed is not None:
-        allowed = sampling.allowed
-        wide[allowed.rows] = wide[allowed.rows].masked_fill(~allowed.mask, float("-inf"))
-    if sampling.bias is not None:
-        bias = sampling.bias
-        wide[bias.rows, bias.token_ids] += bias.values
-    if sampling.penalties is not None:
-        held = sampling.penalties
-        x = wide[held.rows, held.token_ids]
-        repetition = held.repetition[held.rows]
-        x = torch.where(x > 0, x / repetition, x * repetition)
-        x = x - held.counts * held.frequency[held.rows]
-        x = x - (held.counts > 0) * held.presence[held.rows]
-        wide[held.rows, held.token_ids] = x
+    edits = sampling.edits
+    if edits is None:
+        return wide
+    starts = edits.bias_start.tolist()
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    for r, (mask, slot) in enumerate(zip(edits.mask_row.tolist(), edits.count_slot.tolist(), strict=True)):
+        row = wide[r]
+        if mask >= 0:
+            is_allowed = (edits.bitmask[mask][:, None] >> bits).bitwise_and(1).flatten()[: len(row)] != 0
+            row.masked_fill_(~is_allowed, float("-inf"))
+        biased = slice(starts[r], starts[r + 1])
+        row[edits.bias_ids[biased].long()] += edits.bias_values[biased]
+        if slot >= 0:
+            in_output = edits.counts[slot] >> 1
+            y = torch.where(row > 0, row / edits.repetition[r], row * edits.repetition[r])
+            y = y - in_output * edits.frequency[r]
+            y = y - (in_output > 0) * edits.presence[r]
+            row.copy_(torch.where(edits.counts[slot] > 0, y, row))
     return wide
 
 
@@ -287,6 +297,63 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
     )
 
 
+def expand_step(tables: StepTables, state: RowState, block_size: int, max_blocks: int, out: StepInputs) -> None:
+    """What a step's tables and the rows of its sequences say, written out per token, sequence and sampled row.
+
+    Sequence i has the tokens from query_start_loc[i] to query_start_loc[i + 1], the last ones of seq_lens[i]; a
+    token's slot is that of its position in its row's blocks. Only the entries of blocks that hold keys are written to
+    `out.block_table`, at most `max_blocks` of a sequence.
+    """
+    starts, places = tables.query_start_loc.tolist(), tables.sample_places.tolist()
+    for i, (row, seq_len) in enumerate(zip(tables.rows.tolist(), tables.seq_lens.tolist(), strict=True)):
+        tokens = slice(starts[i], starts[i + 1])
+        blocks = state.block_table[row].long()
+        if seq_len == 0:
+            out.input_ids[tokens], out.positions[tokens], out.slot_mapping[tokens] = 0, 0, -1
+        else:
+            token_ids = tables.token_ids[tokens]
+            positions = torch.arange(seq_len - len(token_ids), seq_len, device=token_ids.device)
+            out.input_ids[tokens] = torch.where(token_ids == -1, state.last_tokens[row], token_ids).long()
+            out.positions[tokens] = positions
+            out.slot_mapping[tokens] = blocks[positions // block_size] * block_size + positions % block_size
+        num_blocks = min(-(-seq_len // block_size), max_blocks)
+        out.block_table[i, :num_blocks] = state.block_table[row, :num_blocks]
+        if places[i] >= 0:
+            out.logits_indices[places[i]] = starts[i + 1] - 1
+            out.sample_positions[places[i]] = seq_len
+            _expand_sampling(state.sampling[row], row, places[i], out)
+
+
+def _expand_sampling(columns: Tensor, row: int, place: int, out: StepInputs) -> None:
+    """The parameters of one row, int32 [10], as those of the sampled row `place`."""
+    floats = columns.view(torch.float32)
+    out.sample_rows[place] = row
+    out.temperature[place] = floats[SamplingColumn.TEMPERATURE]
+    out.top_p[place] = floats[SamplingColumn.TOP_P]
+    out.min_p[place] = floats[SamplingColumn.MIN_P]
+    out.top_k[place] = columns[SamplingColumn.TOP_K]
+    low, high = columns[SamplingColumn.SEED : SamplingColumn.SEED + 2].tolist()
+    out.seeds[place] = high * 2**32 + (low & _MASK_32)
+    out.repetition[place] = floats[SamplingColumn.REPETITION]
+    out.frequency[place] = floats[SamplingColumn.FREQUENCY]
+    out.presence[place] = floats[SamplingColumn.PRESENCE]
+    flags = int(columns[SamplingColumn.FLAGS])
+    out.mask_row[place] = row if flags & HAS_MASK else -1
+    out.count_slot[place] = row if flags & HAS_COUNTS else -1
+
+
+def write_words(words: Tensor, places: Tensor, values: Tensor) -> None:
+    """words[places[i]] = values[i], for int32 words [n], places [m], and values [m] of any integer type."""
+    words[places.long()] = values.to(words.dtype)
+
+
+def count_tokens(counts: Tensor, slots: Tensor, token_ids: Tensor) -> None:
+    """One more of token_ids[i] in the output of slots[i], unless that is -1; see `LogitEdits.counts`."""
+    for slot, token in zip(slots.tolist(), token_ids.tolist(), strict=True):
+        if slot >= 0:
+            counts[slot, token] += 2
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Tensors as one, along their first dimension."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
@@ -311,6 +378,9 @@ class ReferenceKernels:
     gelu_and_mul = staticmethod(gelu_and_mul)
     sample = staticmethod(sample)
     logprobs = staticmethod(logprobs)
+    expand_step = staticmethod(expand_step)
+    write_words = staticmethod(write_words)
+    count_tokens = staticmethod(count_tokens)
 
     def pack_linear(self, weights: Sequence[Tensor], bias: Tensor | None, *, is_head: bool = False) -> PackedLinear:
         """The weights as they are."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.cpu import attention, elementwise, linear, sampling
+from kernels.cpu import attention, elementwise, linear, sampling, step
 from kernels.cpu.native import Native
 from kernels.interface import AttentionForm, AttentionHeads, AttentionMetadata, PackedLinear, RotateAndStore
 
@@ -18,6 +18,8 @@ class CpuKernels:
     """
 
     logprobs = staticmethod(sampling.logprobs)
+    write_words = staticmethod(step.write_words)
+    count_tokens = staticmethod(step.count_tokens)
     gelu_and_mul = staticmethod(reference.gelu_and_mul)
     rope_tables = staticmethod(reference.rope_tables)
 
@@ -28,6 +30,7 @@ class CpuKernels:
         self._use_onednn = use_onednn
         self._attention = attention.PagedAttention(native)
         self.sample = sampling.Sampler(native)
+        self.expand_step = step.ExpandStep(native)
         rows = elementwise.Elementwise(native)
         self.rms_norm = rows.rms_norm
         self.add_rms_norm = rows.add_rms_norm

@@ -100,6 +100,24 @@ class Sampling(ctypes.Structure):
     )
 
 
+class ExpandedStep(ctypes.Structure):
+    """`Step` of step.c."""
+
+    _fields_ = (
+        ("num_seqs", _INT),
+        ("block_size", _INT),
+        ("max_blocks", _INT),
+        ("row_blocks", _INT),
+        ("out_blocks", _INT),
+        *((name, _POINTER) for name in ("rows", "starts", "seq_lens", "places", "token_ids")),
+        *((name, _POINTER) for name in ("block_table", "last_tokens", "sampling")),
+        *((name, _POINTER) for name in ("input_ids", "positions", "slots", "out_table", "logits_indices")),
+        *((name, _POINTER) for name in ("sample_rows", "temperature", "top_k", "top_p", "min_p", "seeds")),
+        *((name, _POINTER) for name in ("sample_positions", "mask_row", "count_slot")),
+        *((name, _POINTER) for name in ("repetition", "frequency", "presence")),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_rows": (_POINTER, _SIZE, _INT, _INT, _POINTER, _INT),
     "prefer_huge_pages": (_POINTER, _SIZE),
@@ -110,6 +128,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rotate_and_store": (_INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "sample": (_POINTER, _INT),
     "gumbel_noise": (ctypes.c_uint32, ctypes.c_uint32, _INT, _POINTER),
+    "expand_step": (_POINTER,),
     "paged_attention": (_INT, _POINTER, _POINTER, _INT, _INT),
 }
 
@@ -130,6 +149,7 @@ class Native:
         self.rotate_and_store: Callable[..., None] = library.rotate_and_store
         self.sample: Callable[..., None] = library.sample
         self.gumbel_noise: Callable[..., None] = library.gumbel_noise
+        self.expand_step: Callable[..., None] = library.expand_step
         self.paged_attention: Callable[..., None] = library.paged_attention
         self.set_num_threads: Callable[[int], None] = library.set_num_threads
         self.max_tile_rows: int = library.max_tile_rows()

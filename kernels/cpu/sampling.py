@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.native import Native, Sampling
-from kernels.interface import Logprobs, SamplingTensors
+from kernels.interface import LogitEdits, Logprobs, SamplingTensors
 
 # Elements of edited rows that are in memory at once.
 _EDITED_ELEMENTS = 2**22
 _Words = np.ndarray[Any, np.dtype[np.uint32]]
+_Floats = np.ndarray[Any, np.dtype[np.float32]]
+_Ints = np.ndarray[Any, np.dtype[np.int64]]
 _Longs = np.ndarray[Any, np.dtype[np.uint64]]
 
 
@@ -30,7 +32,7 @@ class Sampler:
         """One token id per row of logits [rows, vocab]; int64 [rows]."""
         logits = logits.contiguous()
         num_rows, vocab_size = logits.shape
-        edits = _Edits(sampling, num_rows)
+        edits = _Edits(sampling.edits)
         keys = _row_keys(sampling.seeds.numpy().view(np.uint64), sampling.positions.numpy().view(np.uint64))
         tokens = torch.empty(num_rows, dtype=torch.int64)
         step = num_rows if edits.is_empty else max(1, _EDITED_ELEMENTS // vocab_size)
@@ -91,47 +93,49 @@ def _top_ids(logits: Tensor, num_top: int) -> Tensor:
 class _Edits:
     """`reference.edit_logits` for some rows of the batch at a time."""
 
-    def __init__(self, sampling: SamplingTensors, num_rows: int) -> None:
-        self._sampling = sampling
-        groups = (sampling.allowed, sampling.bias, sampling.penalties)
-        self.is_empty = not any(groups)
-        if self.is_empty:
-            return
-        # Entries are sorted by row: those of rows [i, j) are [bounds[i], bounds[j]).
-        self._bounds = [
-            np.zeros(num_rows + 1, dtype=np.int64)
-            if group is None
-            else np.searchsorted(group.rows.numpy(), np.arange(num_rows + 1))
-            for group in groups
-        ]
+    def __init__(self, edits: LogitEdits | None) -> None:
+        self._edits = edits
+        self._edited: _Ints = np.empty(0, dtype=np.int64)
+        if edits is not None:
+            starts = edits.bias_start.numpy()
+            is_edited = (edits.mask_row.numpy() >= 0) | (edits.count_slot.numpy() >= 0) | (starts[1:] > starts[:-1])
+            self._edited = np.flatnonzero(is_edited)
+        self.is_empty = not len(self._edited)
 
     def apply(self, logits: Tensor, part: slice) -> Tensor:
         """The edited rows of `part` in float32, a copy; or the rows as they are if nothing changes them."""
-        allowed, bias, penalties = (slice(b[part.start], b[part.stop]) for b in self._bounds)
-        if all(entries.start == entries.stop for entries in (allowed, bias, penalties)):
+        first, last = np.searchsorted(self._edited, (part.start, part.stop)).tolist()
+        if first == last or self._edits is None:
             return logits[part]
         wide = logits[part].to(torch.float32, copy=True)
-        x, sampling = wide.numpy(), self._sampling
-        if sampling.allowed is not None:
-            rows = sampling.allowed.rows[allowed].tolist()
-            for row, mask in zip(rows, sampling.allowed.mask[allowed].numpy(), strict=True):
-                np.copyto(x[row - part.start], -np.inf, where=~mask)
-        if sampling.bias is not None:
-            at = sampling.bias.rows[bias].numpy() - part.start, sampling.bias.token_ids[bias].numpy()
-            x[at] += sampling.bias.values[bias].numpy()
-        if sampling.penalties is not None:
-            held = sampling.penalties
-            row_of, counts = held.rows[penalties].numpy(), held.counts[penalties].numpy()
-            at = row_of - part.start, held.token_ids[penalties].numpy()
-            repetition, frequency, presence = (
-                column.numpy()[row_of] for column in (held.repetition, held.frequency, held.presence)
-            )
-            y = x[at]
-            y = np.where(y > 0, y / repetition, y * repetition)
-            y -= counts.astype(np.float32) * frequency
-            y -= (counts > 0) * presence
-            x[at] = y
+        x = wide.numpy()
+        for row in self._edited[first:last].tolist():
+            _edit_row(x[row - part.start], self._edits, row)
         return wide
+
+
+def _edit_row(x: _Floats, edits: LogitEdits, row: int) -> None:
+    """Change one row's logits [vocab] in place. What is costly is done for the tokens that it is about alone."""
+    mask, slot = int(edits.mask_row[row]), int(edits.count_slot[row])
+    if mask >= 0:
+        # Bytes of a word in the order of its bits, on a little-endian machine.
+        bits = np.unpackbits(edits.bitmask[mask].numpy().view(np.uint8), count=len(x), bitorder="little")
+        np.copyto(x, -np.inf, where=bits == 0)
+    first, last = edits.bias_start[row : row + 2].tolist()
+    if first < last:
+        x[edits.bias_ids[first:last].numpy()] += edits.bias_values[first:last].numpy()
+    if slot >= 0:
+        counts = edits.counts[slot].numpy()
+        held = np.flatnonzero(counts)
+        in_output = counts[held] >> 1
+        repetition, frequency, presence = (
+            np.float32(column[row].item()) for column in (edits.repetition, edits.frequency, edits.presence)
+        )
+        y = x[held]
+        y = np.where(y > 0, y / repetition, y * repetition)
+        y -= in_output.astype(np.float32) * frequency
+        y -= (in_output > 0) * presence
+        x[held] = y
 
 
 def _fmix32(h: _Words) -> _Words:

@@ -14,6 +14,7 @@ MODULES: tuple[str, ...] = (
     "kernels.gpu.prefill_attention",
     "kernels.gpu.rope",
     "kernels.gpu.sampling",
+    "kernels.gpu.step",
 )
 
 

@@ -19,12 +19,12 @@ from kernels.gpu.linear_table import LinearTable
 from kernels.gpu.norm import add_rms_norm, rms_norm
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.rope import RotateAndStore, rope_tables
+from kernels.gpu.step import expand_step, write_words
 from kernels.interface import (
     AttentionForm,
     AttentionHeads,
     AttentionMetadata,
     PackedLinear,
-    SamplingTensors,
 )
 
 MAX_HEAD_DIM = 256
@@ -49,7 +49,11 @@ class TritonKernels:
     rope_tables = staticmethod(rope_tables)
     silu_and_mul = staticmethod(silu_and_mul)
     gelu_and_mul = staticmethod(gelu_and_mul)
+    sample = staticmethod(gpu_sampling.sample)
     logprobs = staticmethod(gpu_sampling.logprobs)
+    count_tokens = staticmethod(gpu_sampling.count_tokens)
+    expand_step = staticmethod(expand_step)
+    write_words = staticmethod(write_words)
 
     def __init__(self, hardware: Hardware, linear_table: LinearTable | None = None) -> None:
         self._hardware = hardware
@@ -94,8 +98,3 @@ class TritonKernels:
             starts, lens, table = batch.query_start_loc[first:], batch.seq_lens[first:], batch.block_table[first:]
             prefill_attention(query, *caches, starts, lens, table, form, hardware, out=out)
         return out
-
-    def sample(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
-        """See `kernels.gpu.sampling.sample`."""
-        inputs = gpu_sampling.from_sampling_tensors(sampling, *logits.shape)
-        return gpu_sampling.sample(logits, inputs)

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from kernels import AllowedTokens, Penalties, SamplingTensors, TokenBias
+from kernels import LogitEdits, SamplingTensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,31 +27,12 @@ class Row:
 
 
 def batch(rows: list[Row], vocab_size: int) -> SamplingTensors:
-    """The rows as the engine would hand them over: nothing that nobody asks for."""
+    """The rows as the engine would hand them over: no edits where nobody asks."""
 
     def column(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor([getattr(row, name) for row in rows], dtype=dtype)
 
-    allowing = [(i, row.allowed) for i, row in enumerate(rows) if row.allowed is not None]
-    biases = [(i, token, value) for i, row in enumerate(rows) for token, value in row.bias.items()]
-    held = [(i, token, count) for i, row in enumerate(rows) for token, count in row.held.items()]
-    allowed = bias = penalties = None
-    if allowing:
-        mask = torch.zeros(len(allowing), vocab_size, dtype=torch.bool)
-        for i, (_, tokens) in enumerate(allowing):
-            mask[i, sorted(tokens)] = True
-        allowed = AllowedTokens(torch.tensor([i for i, _ in allowing]), mask)
-    if biases:
-        at, tokens, values = zip(*biases, strict=True)
-        bias = TokenBias(torch.tensor(at), torch.tensor(tokens), torch.tensor(values, dtype=torch.float32))
-    if held:
-        at, tokens, counts = zip(*held, strict=True)
-        penalties = Penalties(
-            torch.tensor(at),
-            torch.tensor(tokens),
-            torch.tensor(counts, dtype=torch.int32),
-            *(column(name) for name in ("repetition", "frequency", "presence")),
-        )
+    has_edits = any(row.allowed is not None or row.bias or row.held for row in rows)
     return SamplingTensors(
         temperature=column("temperature"),
         top_k=column("top_k", torch.int32),
@@ -60,9 +41,45 @@ def batch(rows: list[Row], vocab_size: int) -> SamplingTensors:
         seeds=column("seed", torch.int64),
         positions=column("position", torch.int64),
         all_greedy=all(row.temperature == 0.0 for row in rows),
-        allowed=allowed,
-        bias=bias,
-        penalties=penalties,
+        edits=_edits(rows, vocab_size) if has_edits else None,
+    )
+
+
+def _edits(rows: list[Row], vocab_size: int) -> LogitEdits:
+    """Masks and counts have a row for each that asks, in the rows' order, and at least one."""
+    masks = [i for i, row in enumerate(rows) if row.allowed is not None]
+    bits = torch.zeros(max(1, len(masks)), -(-vocab_size // 32) * 32, dtype=torch.int64)
+    for place, i in enumerate(masks):
+        bits[place, sorted(rows[i].allowed or ())] = 1
+    words = (bits.view(len(bits), -1, 32) << torch.arange(32)).sum(-1)
+    counted = [i for i, row in enumerate(rows) if row.held]
+    counts = torch.zeros(max(1, len(counted)), vocab_size, dtype=torch.int32)
+    for place, i in enumerate(counted):
+        held = rows[i].held
+        counts[place, list(held)] = 2 * torch.tensor(list(held.values()), dtype=torch.int32) + 1
+    biases = [entry for row in rows for entry in row.bias.items()]
+    starts = torch.tensor([0, *(len(row.bias) for row in rows)]).cumsum(0)
+
+    def places(chosen: list[int]) -> torch.Tensor:
+        column = torch.full((len(rows),), -1, dtype=torch.int32)
+        column[chosen] = torch.arange(len(chosen), dtype=torch.int32)
+        return column
+
+    def prices(name: str) -> torch.Tensor:
+        return torch.tensor([getattr(row, name) for row in rows], dtype=torch.float32)
+
+    return LogitEdits(
+        # Bit 31 is the sign.
+        bitmask=torch.where(words >= 2**31, words - 2**32, words).to(torch.int32),
+        mask_row=places(masks),
+        bias_start=starts.to(torch.int32),
+        bias_ids=torch.tensor([token for token, _ in biases] or [0], dtype=torch.int32),
+        bias_values=torch.tensor([value for _, value in biases] or [0.0], dtype=torch.float32),
+        counts=counts,
+        count_slot=places(counted),
+        repetition=prices("repetition"),
+        frequency=prices("frequency"),
+        presence=prices("presence"),
     )
 
 

@@ -282,7 +282,7 @@ INLINE void give_out(const int is_bf16, const Attention *a, const Item *item, co
     for (int r = 0; r < item->num_tokens * group; r++) {
         const size_t token = (size_t)a->starts[item->seq] + item->first_token + r / group;
         const size_t to = (token * a->num_heads + item->kv_head * group + r % group) * a->head_dim;
-        const float inverse = 1.0f / state->sum[r];
+        const float inverse = state->sum[r] > 0.0f ? 1.0f / state->sum[r] : 0.0f; /* no keys: padding */
         int i = 0;
         for (; i + LANES <= a->head_dim; i += LANES) {
             const vf x = load_f32(state->out + r * MAX_DIM + i) * splat(inverse);

@@ -7,7 +7,7 @@ import torch
 
 from kernels.gpu.cases import CompileCase
 from kernels.gpu.hardware import Hardware
-from kernels.gpu.sampling.edits import update_counts
+from kernels.gpu.sampling.edits import count_tokens
 from kernels.gpu.sampling.inputs import empty_inputs
 from kernels.gpu.sampling.logprobs import logprobs
 from kernels.gpu.sampling.sampler import sample
@@ -28,4 +28,4 @@ def compile_cases(hardware: Hardware) -> Iterator[CompileCase]:
             )
         yield CompileCase(f"{name}, log-probabilities", functools.partial(logprobs, logits, tokens, 20))
     counts = torch.empty(8, vocab, dtype=torch.int32, device="meta")
-    yield CompileCase("counts", functools.partial(update_counts, counts, slots, tokens))
+    yield CompileCase("counts", functools.partial(count_tokens, counts, slots, tokens))

@@ -80,10 +80,10 @@ def _count_tokens(counts_ptr, slots_ptr, token_ids_ptr, num_rows, vocab, BLOCK: 
     tl.store(at, tl.load(at, mask=held, other=0) + 2, mask=held)
 
 
-def update_counts(counts: Tensor, slots: Tensor, token_ids: Tensor) -> None:
-    """Count one more token of the output in `counts` int32 [slots, vocab] (see `LogitEdits`), in place; one launch.
+def count_tokens(counts: Tensor, slots: Tensor, token_ids: Tensor) -> None:
+    """See `reference.count_tokens`: counts int32 [slots, vocab], contiguous; one launch.
 
-    slots: int32 [rows], no slot twice, -1 for rows that count nothing; token_ids: int64 [rows].
+    slots: int32 [rows], none twice, -1 for rows that count nothing; token_ids: int64 [rows].
     """
     num_rows = len(slots)
     if num_rows:

@@ -11,16 +11,20 @@ from torch import Tensor
 
 from kernels.gpu.sampling.chunks import reduce_chunks
 from kernels.gpu.sampling.configuration import SAMPLER, Configuration
-from kernels.gpu.sampling.inputs import LogitEdits, SamplerInputs
 from kernels.gpu.sampling.rows import choose_tokens
+from kernels.interface import LogitEdits, SamplingTensors
 
 
-def sample(logits: Tensor, inputs: SamplerInputs) -> Tensor:
-    """See `reference.sample`: logits [rows, vocab], rows possibly strided, to int64 [rows]; logits stay as they are."""
-    return draw(logits, inputs, SAMPLER)[0]
+def sample(logits: Tensor, sampling: SamplingTensors) -> Tensor:
+    """See `reference.sample`: logits [rows, vocab], rows possibly strided, to int64 [rows]; logits stay as they are.
+
+    One kernel serves greedy rows and others, so `all_greedy` is not read. Edits of None are a cheaper kernel of its
+    own; with edits, rows without any cost next to nothing.
+    """
+    return draw(logits, sampling, SAMPLER)[0]
 
 
-def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, sampling: SamplingTensors, configuration: Configuration) -> tuple[Tensor, Tensor]:
     """(tokens int64 [rows], how each was found int32 [rows]: see rows.GREEDY and what follows it)."""
     num_rows, vocab = logits.shape
     if logits.stride(1) != 1:
@@ -36,7 +40,7 @@ def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) ->
     def scratch(width: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(num_rows, width, dtype=dtype, device=device)
 
-    has_edits = inputs.edits is not None
+    has_edits = sampling.edits is not None
     edited = scratch(vocab, torch.float32) if has_edits else None
     flags = scratch(1, torch.int32) if has_edits else None
     chunks = tuple(scratch(num_chunks, dtype) for dtype in (torch.float32, torch.float32, torch.int32))
@@ -46,19 +50,21 @@ def draw(logits: Tensor, inputs: SamplerInputs, configuration: Configuration) ->
         scratch(sizes.capacity, torch.int32),
         scratch(sizes.capacity, torch.float32),
     )
-    parameters = (
-        inputs.temperature,
-        inputs.top_k,
-        inputs.top_p,
-        inputs.min_p,
-        inputs.seeds,
-        inputs.positions,
+    columns = (
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seeds,
+        sampling.positions,
     )
+    # The caller may have gathered them with a stride; the kernels read each as one run. Runs are not copied.
+    parameters = tuple(column.contiguous() for column in columns)
     reduce_chunks[(num_rows, num_chunks)](
         logits,
         logits.stride(0),
         parameters,
-        fields(inputs.edits),
+        fields(sampling.edits),
         edited,
         flags,
         chunks,

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the script runs fr
 
 from benchmarks.common import finish, machine, percentile, random_prompts, say, timed
 from engine import LLM, SamplingParams
-from engine.api import EngineConfig, GenerateRequest, ModelInfo, Outputs, RequestOutput, encode_message
+from engine.api import EngineConfig, GenerateRequest, ModelInfo, Outputs, encode_message
 from engine.core import EngineCore
 from engine.llm import TokensPrompt
 from engine.loading import read_model_config
@@ -33,6 +33,7 @@ from kernels import for_device
 
 PHASES = ("schedule", "launch", "collect", "update")
 _TOKEN = 100
+_CLIENT = 1
 
 
 class NullModel:
@@ -101,13 +102,13 @@ def add(core: EngineCore, prompts: list[list[int]], max_tokens: int) -> None:
     params = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.95, ignore_eos=True)
     for i, prompt in enumerate(prompts):
         core.add_request(
-            1, GenerateRequest(request_id=i, prompt_token_ids=prompt, params=params, deadline=float("inf"))
+            _CLIENT, GenerateRequest(request_id=i, prompt_token_ids=prompt, params=params, deadline=float("inf"))
         )
 
 
 def step_and_encode(core: EngineCore) -> int:
     """One step and the message of its outputs, as the engine process makes it; the number of outputs."""
-    outputs = [item.message for item in core.step() if isinstance(item.message, RequestOutput)]
+    outputs = core.step().get(_CLIENT, [])
     encode_message(Outputs(outputs))
     return len(outputs)
 

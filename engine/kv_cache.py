@@ -10,7 +10,7 @@ shared. Knows block ids, counts and hashes. Must not know tensors (the runner ow
 
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from engine.sequence import Sequence
 
@@ -123,8 +123,12 @@ class KVCacheManager:
     """Gives sequences the blocks that their tokens need, shared where their content is there, and takes them back.
 
     Blocks get their names when the step that fills them is scheduled, so that the sequences of one step share too: in
-    each layer a step writes all its K/V before it reads any. `commit` says that the step has been computed; the names
-    of a step that was not are taken back.
+    each layer a step writes all its K/V before it reads any. A block whose last token was sampled by a step still under
+    way gets its name when that token is known. Names belong to the step that fills their blocks until `commit` says
+    that it has been computed; those of a step that was not are taken back.
+
+    Blocks that are given back are handed out again at once, though a step under way may still write to them: steps are
+    computed in the order of their launches, so whatever the next owner writes comes later.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
@@ -133,7 +137,7 @@ class KVCacheManager:
         self.num_prefix_query_tokens = 0
         self.num_prefix_hit_tokens = 0
         self._is_caching = enable_prefix_caching
-        self._uncommitted: list[int] = []
+        self._uncommitted: deque[list[int]] = deque()  # named blocks by step, the oldest first
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -180,25 +184,30 @@ class KVCacheManager:
         self.num_prefix_hit_tokens += end * self.block_size - sequence.num_computed_tokens
         sequence.num_computed_tokens = end * self.block_size
 
-    def register(self, sequence: Sequence, num_tokens: int) -> None:
-        """Name the blocks that are full once `num_tokens` tokens of the sequence are computed, which this step does."""
-        first, end = sequence.num_computed_tokens // self.block_size, num_tokens // self.block_size
-        if first >= end or not self._is_caching:
+    def begin_step(self, num_in_flight: int) -> None:
+        """A step is scheduled while the `num_in_flight` last ones launched are not committed; others are discarded."""
+        self.discard_uncommitted(num_in_flight)
+        self._uncommitted.append([])
+
+    def register(self, sequence: Sequence, first: int, end: int) -> None:
+        """Name the blocks that tokens `first` to `end` - 1 of the sequence fill, which the newest step computes."""
+        first_block, end_block = first // self.block_size, end // self.block_size
+        if first_block >= end_block or not self._is_caching:
             return
-        hashes = self._hashes(sequence, end)
-        for index in range(first, end):
-            self._uncommitted.append(sequence.block_ids[index])
+        hashes = self._hashes(sequence, end_block)
+        for index in range(first_block, end_block):
+            self._uncommitted[-1].append(sequence.block_ids[index])
             self.pool.name(sequence.block_ids[index], hashes[index])
 
     def commit(self) -> None:
-        """The step whose blocks were registered has been computed."""
-        self._uncommitted.clear()
+        """The oldest step has been computed."""
+        self._uncommitted.popleft()
 
-    def discard_uncommitted(self) -> None:
-        """A step that was scheduled was not computed to its end: nobody may find its blocks."""
-        for block_id in self._uncommitted:
-            self.pool.forget(block_id)
-        self._uncommitted.clear()
+    def discard_uncommitted(self, num_in_flight: int) -> None:
+        """All steps but the oldest `num_in_flight` were not computed to their end: nobody may find their blocks."""
+        while len(self._uncommitted) > num_in_flight:
+            for block_id in self._uncommitted.pop():
+                self.pool.forget(block_id)
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks of the sequence back; what nobody else has named or holds of its K/V is gone."""

@@ -20,7 +20,6 @@ from engine.api import (
     EngineConfig,
     GenerateRequest,
     InvalidRequest,
-    RequestFailed,
     RequestOutput,
     SamplingParams,
     check_request,
@@ -186,15 +185,13 @@ class LLM:
         with tqdm(total=num_sequences, desc="Generating", unit="seq", disable=not use_tqdm) as bar:
             while self._core.has_work():
                 with interrupt_at_end():
-                    items = self._core.step()
-                for item in items:
-                    if isinstance(item.message, RequestFailed):
-                        raise RuntimeError(item.message.message)
-                    task = tasks[item.message.request_id]
-                    if not any(output.token_ids for output in task.result.outputs):
+                    outputs = self._core.step().get(_CLIENT, [])
+                for output in outputs:
+                    task = tasks[output.request_id]
+                    if not any(completion.token_ids for completion in task.result.outputs):
                         num_input_tokens += len(task.result.prompt_token_ids)
-                    num_output_tokens += len(item.message.new_token_ids)
-                    bar.update(self._take(task, item.message))
+                    num_output_tokens += len(output.new_token_ids)
+                    bar.update(self._take(task, output))
                 elapsed_s = max(1e-9, bar.format_dict["elapsed"])
                 rates = (num_input_tokens / elapsed_s, num_output_tokens / elapsed_s)
                 bar.set_postfix_str("input {:.1f} tok/s, output {:.1f} tok/s".format(*rates), refresh=False)

@@ -34,11 +34,9 @@ from engine.api import (
     ModelInfo,
     Outputs,
     RequestError,
-    RequestFailed,
-    RequestOutput,
     SamplingParams,
 )
-from engine.core import ClientMessage, EngineCore, Runner, failure
+from engine.core import ClientFailure, EngineCore, Runner, failure
 from engine.server import Disconnected, EngineServer, Event
 
 log = logging.getLogger(__name__)
@@ -108,12 +106,14 @@ class EngineProcess:
             if not core.has_work():
                 continue
             try:
-                self._send(core.step(on_launched=lambda: self._take_events(core, wait=False)))
+                outputs = core.step(on_launched=lambda: self._take_events(core, wait=False))
+                for client_id, client_outputs in outputs.items():
+                    self._server.send(client_id, Outputs(client_outputs))
             except Exception:  # the boundary: one bad step fails its own requests, not the engine
                 log.exception("a step failed")
-                self._send(core.fail_step(GenerationFailed("The engine failed to compute this request.")))
+                self._send_failures(core.fail_step(GenerationFailed("The engine failed to compute this request.")))
                 # Was it the requests, or the device? A device that cannot even warm up raises again, and ends us.
-                core.runner.warm_up()
+                core.runner.recover()
         return EXIT_OK
 
     def _first_generation(self, core: EngineCore) -> None:
@@ -157,16 +157,9 @@ class EngineProcess:
         except ValueError as error:
             log.error("refused a message: %s", error)
 
-    def _send(self, messages: list[ClientMessage]) -> None:
-        """One `Outputs` per client, and the failures one by one."""
-        outputs: dict[int, list[RequestOutput]] = {}
-        for item in messages:
-            if isinstance(item.message, RequestFailed):
-                self._server.send(item.client_id, item.message)
-            else:
-                outputs.setdefault(item.client_id, []).append(item.message)
-        for client_id, client_outputs in outputs.items():
-            self._server.send(client_id, Outputs(client_outputs))
+    def _send_failures(self, failures: list[ClientFailure]) -> None:
+        for client_id, message in failures:
+            self._server.send(client_id, message)
 
     def _tick(self, core: EngineCore) -> None:
         """What happens once a second: the stamp, and the deadlines."""
@@ -176,7 +169,8 @@ class EngineProcess:
             self._enter("draining", "shutting down")
         if now < self._next_status_at:
             return
-        self._send(core.fail_expired(now, DeadlineExceeded("The request's deadline passed before it finished.")))
+        error = DeadlineExceeded("The request's deadline passed before it finished.")
+        self._send_failures(core.fail_expired(now, error))
         self._publish()
 
     def _is_done(self, core: EngineCore) -> bool:

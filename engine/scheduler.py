@@ -124,12 +124,13 @@ class Scheduler:
             sequence.order = (rank, arrival, index)
             self._waiting.push(sequence)
 
-    def schedule(self) -> SchedulerOutput:
+    def schedule(self, num_in_flight: int = 0) -> SchedulerOutput:
         """The next step. Every scheduled token has its block, and every scheduled sequence its row.
 
-        The step before must have been committed, or its blocks are forgotten.
+        num_in_flight: steps that have been launched and not committed, 0 or 1. Of other steps that were not committed
+        the blocks are forgotten.
         """
-        self.kv_cache.discard_uncommitted()
+        self.kv_cache.begin_step(num_in_flight)
         num_preemptions = self.num_preemptions
         scheduled, prefilling = self._schedule_decodes()
         # After a preemption nobody is admitted: the blocks it won back are for those that run.
@@ -138,8 +139,19 @@ class Scheduler:
         return SchedulerOutput(tuple(scheduled))
 
     def commit(self) -> None:
-        """The last step has been computed: what it wrote may be found by those that come."""
+        """The oldest step has been computed: what it wrote may be found by those that come."""
         self.kv_cache.commit()
+
+    def discard_uncommitted(self, num_in_flight: int) -> None:
+        """All steps but the oldest `num_in_flight` have failed: nobody may find what they wrote."""
+        self.kv_cache.discard_uncommitted(num_in_flight)
+
+    def note_full_block(self, sequence: Sequence) -> None:
+        """The sequence's last known token is the last of a block, which the step in flight may have been filling."""
+        num_known = len(sequence.token_ids)
+        # If not, the block gets its name when that token is scheduled.
+        if sequence.num_computed_tokens == num_known:
+            self.kv_cache.register(sequence, num_known - 1, num_known)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End an unfinished sequence: its blocks and its row are free at once."""
@@ -160,15 +172,19 @@ class Scheduler:
         index = 0
         while index < len(running):
             sequence = running[index]
-            num_computed = sequence.num_computed_tokens
             index += 1
-            if len(sequence.token_ids) - num_computed > 1:
+            num_computed = sequence.num_computed_tokens
+            num_pending = sequence.num_pending_tokens
+            if len(sequence.token_ids) + num_pending - num_computed > 1:
                 prefilling.append(sequence)
+                continue
+            # It ends with the pending token, whatever that is; or nobody can say yet how to sample the next one.
+            if num_pending and (num_computed + 1 >= sequence.max_num_tokens or sequence.waits_for_tokens):
                 continue
             if num_computed == len(sequence.block_ids) * block_size and not self._grow(sequence):
                 break
-            if (num_computed + 1) % block_size == 0:
-                self.kv_cache.register(sequence, num_computed + 1)
+            if not num_pending and (num_computed + 1) % block_size == 0:
+                self.kv_cache.register(sequence, num_computed, num_computed + 1)
             scheduled.append((sequence, 1))
         return scheduled, prefilling
 
@@ -187,7 +203,8 @@ class Scheduler:
                 # Not down to crumbs: they cost a step as much as a chunk does.
                 num_tokens = budget if budget <= least else budget - budget // _SHARED_PART
             chunks.append((sequence, num_tokens))
-            self.kv_cache.register(sequence, sequence.num_computed_tokens + num_tokens)
+            first = sequence.num_computed_tokens
+            self.kv_cache.register(sequence, first, first + num_tokens)
             budget -= num_tokens
             if not budget:
                 break
@@ -196,7 +213,8 @@ class Scheduler:
             more = min(budget, sequence.num_uncomputed_tokens - num_tokens)
             if more:
                 chunks[index] = (sequence, num_tokens + more)
-                self.kv_cache.register(sequence, sequence.num_computed_tokens + num_tokens + more)
+                end = sequence.num_computed_tokens + num_tokens
+                self.kv_cache.register(sequence, end, end + more)
                 budget -= more
         return chunks
 
@@ -210,6 +228,8 @@ class Scheduler:
             yield sequence
         while may_admit and self._waiting and self._free_rows:
             sequence = self._waiting.first()
+            if sequence.num_pending_tokens:  # preempted, and the step behind it could not be launched
+                return
             if not self.kv_cache.admit(sequence, self._num_watermark_blocks if self._running else 0):
                 return
             self._waiting.pop()

@@ -25,6 +25,7 @@ class Sequence:
         only the device knows them.
     num_computed_tokens: how many tokens have their K/V in the cache, or get it from a step that has been launched.
     max_num_tokens: it ends with the token that makes it so long, if not before.
+    stop_token_ids: it ends with one of these, once it has its min_tokens.
     waits_for_tokens: how its next token is sampled depends on the last one in a way that only the host can work out, so
         that no step of it is launched while a token is pending.
     block_ids: block table; logical block i holds tokens [i * block_size, (i + 1) * block_size). The list only ever
@@ -47,6 +48,7 @@ class Sequence:
     num_pending_tokens: int = 0
     num_computed_tokens: int = 0
     max_num_tokens: int = sys.maxsize
+    stop_token_ids: frozenset[int] = frozenset()
     waits_for_tokens: bool = False
     block_ids: list[int] = dataclasses.field(default_factory=list)
     block_hashes: list[bytes] = dataclasses.field(default_factory=list)
@@ -117,7 +119,8 @@ class SchedulerOutput:
 class SampledTokens:
     """What a step sampled: one entry per scheduled pair, in order.
 
-    A sequence whose scheduled tokens reach its last token has one new token; one still inside its prompt has none.
+    A sequence whose scheduled tokens reach its last token has one new token; one still inside its prompt has none. The
+    lists are handed on as they are, so a runner does not keep them.
     logprobs: per pair one entry for each of its new tokens; empty where its request asks for none.
     prompt_logprobs: per pair the entries of the prompt tokens that this step's tokens predict (all its scheduled tokens
         but those at or after the prompt's last one); empty where its request asks for none, or where the sequence has
@@ -125,6 +128,6 @@ class SampledTokens:
     Both are empty as a whole when nobody in the step asks.
     """
 
-    token_ids: SequenceABC[SequenceABC[int]]
+    token_ids: SequenceABC[list[int]]
     logprobs: SequenceABC[SequenceABC[TokenLogprobs]] = ()
     prompt_logprobs: SequenceABC[SequenceABC[TokenLogprobs]] = ()

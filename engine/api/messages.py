@@ -93,7 +93,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """New tokens of one sequence after one step, and how it ended if it did.
 
     index: which of the request's n sequences.

@@ -1,7 +1,8 @@
 """A runner without a model: every token follows from its sequence alone, so that tests know what must come out."""
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence as SequenceABC
 
 from engine.api import EngineConfig, GenerateRequest, ModelInfo, SamplingParams
 from engine.kv_cache import NULL_BLOCK_ID
@@ -11,66 +12,114 @@ VOCAB_SIZE = 1000
 EOS = 7
 
 
-def scripted_token(sequence: Sequence) -> int:
-    """The token after `sequence`: a function of its last token, its length and which sample it is."""
-    return _next_token(sequence.token_ids, sequence.index)
-
-
-def _next_token(token_ids: list[int], index: int) -> int:
+def _next_token(token_ids: SequenceABC[int], index: int) -> int:
     return (token_ids[-1] * 31 + len(token_ids) * 17 + index * 7) % (VOCAB_SIZE - 10) + 10
 
 
+@dataclasses.dataclass(frozen=True)
+class ScriptedStep:
+    """What a launched step has computed. slots: where it wrote, each a block's contents and a place in it."""
+
+    sampled: SampledTokens
+    slots: list[tuple[list[int | None], int]]
+
+
 class ScriptedRunner:
-    """Checks what every runner may rely on, and answers with `scripted_token`.
+    """Checks what every runner may rely on, and answers with a function of a sequence's tokens and its index.
+
+    It computes at the launch, as a device does that runs its steps in order: a token sampled there is known to it, by
+    row, and to nobody else until the step is collected. A row has state only for the sequence that it was last for.
 
     contents: what the cache would hold, per block one entry per slot: the hash of the token there and all before it
     (with the salt), or None where nobody has written or a failed step may have. K/V follows from exactly that, so a
     sequence whose blocks hold other entries than its own history would compute nonsense.
+    max_in_flight: how many steps may be launched and not collected.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    device_type = "cpu"
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_in_flight: int = 1,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_in_flight = max_in_flight
         self.fail_next = False
         self.fail_next_collect = False
         self.contents: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.in_flight: list[ScriptedStep] = []
+        self._rows: dict[int, tuple[Sequence, int, int]] = {}  # the last one sampled: whose, at which position, which
         self._histories: dict[Sequence, list[int]] = {}
         self._ends: dict[Sequence, int] = {}
         self.is_broken = False
         self.delay_s = 0.0
         self.num_steps = 0
+        self.num_scheduled_tokens = 0
 
-    def launch(self, output: SchedulerOutput) -> SchedulerOutput:
+    def waits_for_tokens(self, request: GenerateRequest) -> bool:
+        return any(len(word) > 1 for word in request.bad_words_ids)
+
+    def launch(self, output: SchedulerOutput) -> ScriptedStep:
+        assert len(self.in_flight) < self.max_in_flight
         self.num_steps += 1
+        self.num_scheduled_tokens += output.num_batched_tokens
         self._check(output)
-        self._write(output)
+        slots = self._write(output)
         if self.fail_next:
             self.fail_next = False
-            self._spoil(output)
+            _spoil(slots)
             raise RuntimeError("scripted failure")
         # All of a step's K/V is written before any of it is read.
         for sequence, num_tokens in output.scheduled:
             self.check_contents(sequence, sequence.num_computed_tokens + num_tokens)
-        return output
+        step = ScriptedStep(self.sample(output), slots)
+        for (sequence, _), token_ids in zip(output.scheduled, step.sampled.token_ids, strict=True):
+            if token_ids:
+                self._rows[sequence.row] = (sequence, sequence.num_tokens, token_ids[0])
+        self.in_flight.append(step)
+        return step
 
-    def collect(self, pending: SchedulerOutput) -> SampledTokens:
-        time.sleep(self.delay_s)
-        if self.fail_next_collect:
-            self.fail_next_collect = False
-            self._spoil(pending)
-            raise RuntimeError("scripted failure")
+    def sample(self, output: SchedulerOutput) -> SampledTokens:
+        """What the step samples, from the state that it finds at its launch."""
         return SampledTokens(
             [
-                [scripted_token(sequence)] if num_tokens == sequence.num_uncomputed_tokens else []
-                for sequence, num_tokens in pending.scheduled
+                [_next_token(self.tokens(sequence), sequence.index)]
+                if num_tokens == sequence.num_uncomputed_tokens
+                else []
+                for sequence, num_tokens in output.scheduled
             ]
         )
 
-    def warm_up(self) -> None:
+    def collect(self, pending: ScriptedStep) -> SampledTokens:
+        time.sleep(self.delay_s)
+        if self.fail_next_collect:
+            self.fail_next_collect = False
+            for step in self.in_flight:  # what the device computed from a broken step is broken
+                _spoil(step.slots)
+            self.in_flight.clear()
+            raise RuntimeError("scripted failure")
+        assert self.in_flight.pop(0) is pending, "steps are collected in the order of their launches"
+        return pending.sampled
+
+    def recover(self) -> None:
         if self.is_broken:
             raise RuntimeError("scripted: the device is gone")
+
+    def tokens(self, sequence: Sequence) -> list[int]:
+        """All tokens of a sequence, the pending one from its row."""
+        if not sequence.num_pending_tokens:
+            return sequence.token_ids
+        owner, position, token_id = self._rows[sequence.row]
+        assert sequence.num_pending_tokens == 1 and owner is sequence and position == len(sequence.token_ids)
+        return [*sequence.token_ids, token_id]
 
     def _check(self, output: SchedulerOutput) -> None:
         assert 0 < output.num_batched_tokens <= self.max_num_batched_tokens
@@ -80,6 +129,9 @@ class ScriptedRunner:
         slots: list[int] = []
         for sequence, num_tokens in output.scheduled:
             assert 0 < num_tokens <= sequence.num_uncomputed_tokens
+            assert sequence.num_tokens < sequence.max_num_tokens, "a step whose tokens nobody will want"
+            assert not (sequence.num_pending_tokens and self.waits_for_tokens(sequence.request))
+            assert len(self.in_flight) or not sequence.num_pending_tokens
             first = sequence.num_computed_tokens
             if sequence.request.params.prompt_logprobs is not None:
                 assert first in (0, self._ends.get(sequence, 0)), "a position whose logits are wanted was skipped"
@@ -100,23 +152,25 @@ class ScriptedRunner:
 
     def _history(self, sequence: Sequence) -> list[int]:
         history = self._histories.setdefault(sequence, [])
-        for token_id in sequence.token_ids[len(history) :]:
-            history.append(hash((history[-1] if history else sequence.request.cache_salt, token_id)))
+        if len(history) < sequence.num_tokens:
+            for token_id in self.tokens(sequence)[len(history) :]:
+                history.append(hash((history[-1] if history else sequence.request.cache_salt, token_id)))
         return history
 
-    def _slots(self, output: SchedulerOutput) -> Iterator[tuple[Sequence, int, list[int | None], int]]:
+    def _write(self, output: SchedulerOutput) -> list[tuple[list[int | None], int]]:
+        slots = []
         for sequence, num_tokens in output.scheduled:
+            history = self._history(sequence)
             for position in range(sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens):
                 block = self.contents[sequence.block_ids[position // self.block_size]]
-                yield sequence, position, block, position % self.block_size
+                slots.append((block, position % self.block_size))
+                block[position % self.block_size] = history[position]
+        return slots
 
-    def _write(self, output: SchedulerOutput) -> None:
-        for sequence, position, block, offset in self._slots(output):
-            block[offset] = self._history(sequence)[position]
 
-    def _spoil(self, output: SchedulerOutput) -> None:
-        for _, _, block, offset in self._slots(output):
-            block[offset] = None
+def _spoil(slots: list[tuple[list[int | None], int]]) -> None:
+    for block, offset in slots:
+        block[offset] = None
 
 
 def model_info(max_model_len: int = 256) -> ModelInfo:
@@ -130,12 +184,15 @@ def model_info(max_model_len: int = 256) -> ModelInfo:
     )
 
 
-def runner_for(config: EngineConfig, num_blocks: int) -> ScriptedRunner:
-    return ScriptedRunner(
+def runner_for(config: EngineConfig, num_blocks: int, kind: type[ScriptedRunner] = ScriptedRunner) -> ScriptedRunner:
+    config = config.for_device(kind.device_type)
+    assert config.max_num_seqs is not None and config.max_num_batched_tokens is not None
+    return kind(
         num_blocks,
         config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        max_in_flight=2 if config.async_scheduling else 1,
     )
 
 
@@ -146,6 +203,7 @@ def request(
     priority: int = 0,
     cache_salt: str = "",
     deadline: float = float("inf"),
+    bad_words_ids: tuple[tuple[int, ...], ...] = (),
     **params: object,
 ) -> GenerateRequest:
     return GenerateRequest(
@@ -155,6 +213,7 @@ def request(
         deadline=deadline,
         priority=priority,
         cache_salt=cache_salt,
+        bad_words_ids=bad_words_ids,
     )
 
 

@@ -1,13 +1,14 @@
 """The core with a scripted runner: log-probabilities reach the request once each, and min_tokens holds."""
 
 from collections.abc import Sequence as SequenceABC
+from typing import Any
 
 import pytest
 
 from engine.api import EngineConfig, RequestOutput, TokenLogprobs
 from engine.core import EngineCore
 from engine.sequence import SampledTokens, SchedulerOutput, Sequence
-from tests.engine.scripted import EOS, ScriptedRunner, expected_tokens, model_info, request, scripted_token
+from tests.engine.scripted import EOS, ScriptedRunner, expected_tokens, model_info, request, runner_for
 
 
 def entry(token_id: int, step: int) -> TokenLogprobs:
@@ -19,11 +20,10 @@ class LogprobRunner(ScriptedRunner):
 
     script: SequenceABC[int] = ()
 
-    def collect(self, pending: SchedulerOutput) -> SampledTokens:
+    def sample(self, output: SchedulerOutput) -> SampledTokens:
         tokens, new, prompt = [], [], []
-        for sequence, num_tokens in pending.scheduled:
-            ends = num_tokens == sequence.num_uncomputed_tokens
-            tokens.append(list(self.script or [scripted_token(sequence)]) if ends else [])
+        for (sequence, num_tokens), sampled in zip(output.scheduled, super().sample(output).token_ids, strict=True):
+            tokens.append(list(self.script or sampled) if sampled else [])
             new.append([entry(token, self.num_steps) for token in tokens[-1]])
             first = sequence.num_computed_tokens
             last = min(first + num_tokens, sequence.num_prompt_tokens - 1)
@@ -32,23 +32,26 @@ class LogprobRunner(ScriptedRunner):
         return SampledTokens(tokens, new, prompt)
 
 
-def core(num_blocks: int = 100, **settings: int) -> EngineCore:
-    config = EngineConfig(block_size=16, **settings)  # type: ignore[arg-type]
-    runner = LogprobRunner(
-        num_blocks, 16, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
-    )
-    return EngineCore(config, model_info(max_model_len=min(256, (num_blocks - 1) * 16)), runner)
+@pytest.fixture(params=[False, True], ids=["one by one", "overlap"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def core(num_blocks: int = 100, **settings: Any) -> EngineCore:
+    config = EngineConfig(block_size=16, **settings)
+    model = model_info(max_model_len=min(256, (num_blocks - 1) * 16))
+    return EngineCore(config, model, runner_for(config, num_blocks, LogprobRunner))
 
 
 def run(tested: EngineCore) -> list[RequestOutput]:
     outputs = []
     while tested.has_work():
-        outputs += [item.message for item in tested.step() if isinstance(item.message, RequestOutput)]
+        outputs += tested.step().get(1, [])
     return outputs
 
 
-def test_prompt_entries_come_once_with_the_first_output_though_the_prompt_is_cut() -> None:
-    tested, prompt = core(max_num_batched_tokens=7), list(range(10, 60))
+def test_prompt_entries_come_once_with_the_first_output_though_the_prompt_is_cut(overlap: bool) -> None:
+    tested, prompt = core(max_num_batched_tokens=7, async_scheduling=overlap), list(range(10, 60))
     tested.add_request(1, request(1, prompt, max_tokens=3, prompt_logprobs=0, logprobs=0, ignore_eos=True, n=2))
     outputs = run(tested)
     for index in range(2):
@@ -58,8 +61,8 @@ def test_prompt_entries_come_once_with_the_first_output_though_the_prompt_is_cut
         assert [-e.logprob for output in mine for e in output.logprobs or []] == expected_tokens(prompt, 3, index)
 
 
-def test_a_prompt_of_one_token_has_none_and_says_so() -> None:
-    tested = core()
+def test_a_prompt_of_one_token_has_none_and_says_so(overlap: bool) -> None:
+    tested = core(async_scheduling=overlap)
     tested.add_request(1, request(1, [10], max_tokens=1, prompt_logprobs=3))
     tested.add_request(1, request(2, [10], max_tokens=1))
     first, second = run(tested)
@@ -67,9 +70,9 @@ def test_a_prompt_of_one_token_has_none_and_says_so() -> None:
     assert (second.prompt_logprobs, second.logprobs) == (None, None)
 
 
-def test_what_was_gathered_before_a_preemption_is_kept() -> None:
+def test_what_was_gathered_before_a_preemption_is_kept(overlap: bool) -> None:
     # An older sequence grows through the blocks, so that a younger one loses its own in mid-prompt.
-    tested = core(num_blocks=11, max_num_batched_tokens=3)
+    tested = core(num_blocks=11, max_num_batched_tokens=3, async_scheduling=overlap)
     prompt = list(range(100, 200))
     tested.add_request(1, request(1, [10] * 20, max_tokens=100, ignore_eos=True))
     tested.add_request(1, request(2, prompt, max_tokens=5, prompt_logprobs=0, ignore_eos=True))
@@ -103,8 +106,10 @@ def test_entries_are_cut_with_the_tokens() -> None:
 
 @pytest.mark.parametrize(("min_tokens", "ends_after"), [(0, 1), (2, 3), (4, 5), (6, 6)])
 @pytest.mark.parametrize("params", [{}, {"stop_token_ids": (EOS,), "ignore_eos": True}])
-def test_nothing_but_the_length_ends_before_min_tokens(min_tokens: int, ends_after: int, params: dict) -> None:
-    tested = core()
+def test_nothing_but_the_length_ends_before_min_tokens(
+    overlap: bool, min_tokens: int, ends_after: int, params: dict
+) -> None:
+    tested = core(async_scheduling=overlap)
     tested.runner.script = [EOS]  # type: ignore[attr-defined]
     tested.add_request(1, request(1, [10], max_tokens=6, min_tokens=min_tokens, **params))
     outputs = run(tested)

@@ -98,10 +98,11 @@ class Client:
 
 
 class Engine:
-    def __init__(self, delay_ms: float, grace_s: float) -> None:
+    def __init__(self, delay_ms: float, grace_s: float, options: list[str]) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self.path = Path(self._directory.name) / "engine.sock"
         command = [sys.executable, "-m", "tests.engine.scripted_process", str(self.path), str(delay_ms), str(grace_s)]
+        command += options
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         self.clients: list[Client] = []
 
@@ -129,12 +130,12 @@ class Engine:
         self._directory.cleanup()
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Engine]]:
+@pytest.fixture(params=[[], ["overlap"]], ids=["one by one", "overlap"])
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def start_engine(delay_ms: float = 0.0, grace_s: float = 5.0) -> Engine:
-        engines.append(Engine(delay_ms, grace_s))
+        engines.append(Engine(delay_ms, grace_s, request.param))
         return engines[-1]
 
     yield start_engine

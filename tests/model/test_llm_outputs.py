@@ -9,7 +9,7 @@ import pytest
 import engine.llm
 from engine import LLM, SamplingParams
 from engine.api import GenerateRequest, InvalidRequest, ModelInfo, RequestOutput, TokenLogprobs, Usage
-from engine.core import ClientMessage
+from engine.core import ClientOutputs
 from engine.text import Tokenizer
 
 MODEL = Path(__file__).parents[2] / "models/galley-tiny"
@@ -33,9 +33,9 @@ class RepeatingCore:
     def has_work(self) -> bool:
         return bool(self.running)
 
-    def step(self) -> list[ClientMessage]:
+    def step(self) -> ClientOutputs:
         place, self.place = self.place, self.place + 1
-        return [ClientMessage(0, self._output(key, request, place)) for key, request in list(self.running.items())]
+        return {0: [self._output(key, request, place) for key, request in list(self.running.items())]}
 
     def abort(self, client_id: int, request_id: int, index: int | None = None) -> None:
         for key in [key for key in self.running if key[0] == request_id and index in (None, key[1])]:

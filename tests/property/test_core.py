@@ -5,12 +5,13 @@ its blocks; this file keeps the books on who was promised what.
 """
 
 import contextlib
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.api import DeadlineExceeded, EngineConfig, GenerationFailed, Overloaded, RequestFailed
-from engine.core import ClientMessage, EngineCore
+from engine.api import DeadlineExceeded, EngineConfig, GenerationFailed, Overloaded
+from engine.core import ClientFailure, ClientOutputs, EngineCore
 from tests.engine.scripted import expected_tokens, model_info, request, runner_for
 from tests.property.profile import at_least
 
@@ -23,6 +24,8 @@ Key = tuple[int, int, int]  # client, request, sample
 
 
 class CoreMachine(RuleBasedStateMachine):
+    overlap = False
+
     @initialize(
         num_blocks=st.integers(12, 40),
         max_num_seqs=st.integers(1, 8),
@@ -36,12 +39,14 @@ class CoreMachine(RuleBasedStateMachine):
             max_num_batched_tokens=budget,
             max_num_waiting=12,
             enable_prefix_caching=is_caching,
+            async_scheduling=self.overlap,
         )
         self.runner = runner_for(config, num_blocks)
         self.core = EngineCore(config, model_info(MAX_MODEL_LEN), self.runner)
         self.pool = self.core.scheduler.kv_cache.pool
         self.is_caching = is_caching
         self.promised: dict[Key, list[int]] = {}  # the tokens of every sequence that has not been given up
+        self.stop_ids: dict[Key, tuple[int, ...]] = {}
         self.prompts: dict[Key, list[int]] = {}
         self.deadlines: dict[Key, float] = {}
         self.tokens: dict[Key, list[int]] = {}
@@ -49,15 +54,29 @@ class CoreMachine(RuleBasedStateMachine):
         self.conversations: list[list[int]] = []
         self.named: dict[bytes, list[int | None]] = {}
         self.next_id = 0
-        self.has_failed = False
 
-    def admit(self, prompt: list[int], client: int, max_tokens: int, **options: object) -> None:
-        made = request(self.next_id, prompt, max_tokens=max_tokens, ignore_eos=True, **options)  # type: ignore[arg-type]
+    def admit(
+        self, prompt: list[int], client: int, max_tokens: int, stop_after: int | None = None, **options: object
+    ) -> None:
+        """`stop_after`: the token of sample 0 at this place ends whichever sample says it first."""
+        plain = expected_tokens(prompt, max_tokens)
+        stop_ids = () if stop_after is None else (plain[stop_after % max_tokens],)
+        made = request(
+            self.next_id,
+            prompt,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            stop_token_ids=stop_ids,
+            **options,  # type: ignore[arg-type]
+        )
         with contextlib.suppress(Overloaded):
             self.core.add_request(client, made)
             for index in range(made.params.n):
                 key = (client, self.next_id, index)
-                self.promised[key] = expected_tokens(prompt, max_tokens, index)
+                tokens = expected_tokens(prompt, max_tokens, index)
+                ends = [place + 1 for place, token in enumerate(tokens) if token in stop_ids]
+                self.promised[key] = tokens[: min(ends, default=max_tokens)]
+                self.stop_ids[key] = stop_ids
                 self.prompts[key], self.deadlines[key], self.tokens[key] = prompt, made.deadline, []
         self.next_id += 1
 
@@ -72,6 +91,8 @@ class CoreMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "a"]),
         deadline=st.sampled_from([float("inf"), float("inf"), 5.0, 10.0]),
         prompt_logprobs=st.sampled_from([None, None, None, 0]),
+        stop_after=st.one_of(st.none(), st.integers(0, 37)),
+        bad_words_ids=st.sampled_from([(), (), ((1, 2),)]),
     )
     def ask(
         self,
@@ -80,22 +101,10 @@ class CoreMachine(RuleBasedStateMachine):
         num_shared: int,
         rest: list[int],
         max_tokens: int,
-        n: int,
-        priority: int,
         salt: str,
-        deadline: float,
-        prompt_logprobs: int | None,
+        **options: Any,
     ) -> None:
-        self.admit(
-            family[:num_shared] + rest,
-            client,
-            max_tokens,
-            n=n,
-            priority=priority,
-            cache_salt=salt,
-            deadline=deadline,
-            prompt_logprobs=prompt_logprobs,
-        )
+        self.admit(family[:num_shared] + rest, client, max_tokens, cache_salt=salt, **options)
 
     @precondition(lambda self: self.conversations)
     @rule(data=st.data(), client=CLIENTS, rest=st.lists(st.integers(10, 900), min_size=1, max_size=8))
@@ -108,17 +117,15 @@ class CoreMachine(RuleBasedStateMachine):
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.take(self.core.step())
-            self.has_failed = False
 
     @precondition(lambda self: self.core.has_work())
     @rule(in_collect=st.booleans())
     def fail_a_step(self, in_collect: bool) -> None:
         self.runner.fail_next, self.runner.fail_next_collect = not in_collect, in_collect
         try:
-            self.core.step()
+            self.take(self.core.step())
         except RuntimeError:
-            self.take(self.core.fail_step(GenerationFailed("scripted")))
-            self.has_failed = True
+            self.take_failures(self.core.fail_step(GenerationFailed("scripted")))
         self.runner.fail_next = self.runner.fail_next_collect = False
 
     @precondition(lambda self: len(self.promised) > len(self.ended))
@@ -132,7 +139,6 @@ class CoreMachine(RuleBasedStateMachine):
 
         if while_a_step_runs:
             self.take(self.core.step(on_launched=leave))
-            self.has_failed = False
         else:
             leave()
 
@@ -143,30 +149,37 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(now=st.sampled_from([5.0, 10.0]))
     def pass_deadlines(self, now: float) -> None:
-        self.take(self.core.fail_expired(now, DeadlineExceeded("scripted")))
+        self.take_failures(self.core.fail_expired(now, DeadlineExceeded("scripted")))
         assert all(deadline > now for key, deadline in self.deadlines.items() if key in set(self.promised) - self.ended)
 
     def forget(self, is_gone: object) -> None:
         for key in [key for key in self.promised if key not in self.ended and is_gone(key)]:  # type: ignore[operator]
             del self.promised[key]
 
-    def take(self, messages: list[ClientMessage]) -> None:
-        for client, message in messages:
-            if isinstance(message, RequestFailed):
-                keys = [key for key in set(self.promised) - self.ended if key[:2] == (client, message.request_id)]
-                assert keys, "a request that has ended failed"
-                self.forget(lambda key, keys=keys: key in keys)
-                continue
+    def take_failures(self, failures: list[ClientFailure]) -> None:
+        for client, message in failures:
+            keys = [key for key in set(self.promised) - self.ended if key[:2] == (client, message.request_id)]
+            assert keys, "a request that has ended failed"
+            self.forget(lambda key, keys=keys: key in keys)
+
+    def take(self, outputs: ClientOutputs) -> None:
+        for client, message in [(client, message) for client, messages in outputs.items() for message in messages]:
             key = (client, message.request_id, message.index)
             assert key in self.promised, "a sequence that was given up still speaks"
             assert key not in self.ended, "a sequence ended twice"
             self.tokens[key] += message.new_token_ids
-            if message.finish_reason is not None:
-                assert message.finish_reason == "length"
-                assert message.usage is not None
+            assert len(message.new_token_ids) == 1
+            is_last = message.finish_reason is not None
+            assert (message.usage is not None) == (is_last or len(self.tokens[key]) == 1)
+            if message.usage is not None:
+                assert message.usage.num_output_tokens == len(self.tokens[key])
+                assert message.usage.num_prompt_tokens == len(self.prompts[key])
                 num_cached = message.usage.num_cached_tokens
                 assert num_cached % BLOCK_SIZE == 0 and num_cached < len(self.prompts[key])
                 assert self.is_caching or not num_cached
+            if is_last:
+                has_stopped = self.tokens[key][-1] in self.stop_ids[key]
+                assert message.finish_reason == ("stop" if has_stopped else "length")
                 self.ended.add(key)
                 self.conversations.append(self.prompts[key] + self.tokens[key])
 
@@ -190,8 +203,6 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_name_stands_for_one_content(self) -> None:
-        if self.has_failed:  # the next step takes the names back
-            return
         for block_id in range(self.pool.num_usable_blocks + 1):
             name = self.pool.hash_of(block_id)
             if name is not None:
@@ -213,5 +224,11 @@ class CoreMachine(RuleBasedStateMachine):
         assert all(self.pool.ref_count(block_id) == 0 for block_id in range(self.pool.num_usable_blocks + 1))
 
 
+class OverlapMachine(CoreMachine):
+    overlap = True
+
+
 TestCore = CoreMachine.TestCase
 TestCore.settings = at_least(300, num_rules=30)
+TestOverlap = OverlapMachine.TestCase
+TestOverlap.settings = at_least(300, num_rules=30)

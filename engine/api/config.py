@@ -102,11 +102,13 @@ class EngineConfig:
         _check(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
 
     def for_device(self, device_type: str) -> "EngineConfig":
-        """The same with what was left to the device filled in. device_type: "cpu" or "cuda", torch's name."""
-        max_num_seqs, max_num_batched_tokens = _STEP_SIZES["cuda" if device_type == "cuda" else "cpu"]
-        is_async = device_type == "cuda" if self.async_scheduling is None else self.async_scheduling
+        """The same with what was left to the device filled in. device_type: torch's name of it."""
+        device: Device = "cuda" if device_type == "cuda" else "cpu"
+        max_num_seqs, max_num_batched_tokens = _STEP_SIZES[device]
+        is_async = device == "cuda" if self.async_scheduling is None else self.async_scheduling
         return dataclasses.replace(
             self,
+            device=device,
             max_num_seqs=self.max_num_seqs or max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens or max_num_batched_tokens,
             async_scheduling=is_async,

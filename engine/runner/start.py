@@ -1,12 +1,12 @@
-"""`load_runner`: from settings to a runner that is warm. Sizes the cache; every refusal is one line of ValueError.
+"""`load_runner`: from settings to a runner that is warm. Every refusal is one line of ValueError.
 
-Must not know the scheduler or the sockets.
+Each stage is told to whoever watches, and its seconds to the log. Must not know the scheduler or the sockets.
 """
 
-import dataclasses
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,53 +14,111 @@ import torch
 from engine import models
 from engine.api import EngineConfig, InvalidRequest, ModelInfo, SamplingParams
 from engine.layers import ModelConfig
-from engine.loading import Checkpoint, GenerationDefaults, read_generation_defaults, read_model_config
-from engine.runner.model_runner import ModelRunner, RunnerLimits, bytes_per_block
+from engine.loading import GenerationDefaults, open_weights, read_generation_defaults, read_model_config
+from engine.runner.cuda import CudaDevice, is_out_of_memory
+from engine.runner.device import Device, HostDevice
+from engine.runner.graphs import bucket_sizes
+from engine.runner.memory import (
+    CacheSize,
+    GpuUse,
+    cache_bytes_on_cpu,
+    cache_bytes_on_gpu,
+    check_max_model_len,
+    size_cache,
+)
+from engine.runner.model_runner import LoadedModel, ModelRunner, RunnerLimits, bytes_per_block
 from kernels import KernelOptions, Kernels, for_device, preferred_dtype
 
-_DEFAULT_CPU_CACHE_GIB = 4.0
+_PROGRESS_S = 0.5
+_GIB = 2**30
+# With this many blocks a runner can compute steps of the null block, which is all that measuring needs.
+_FEWEST_BLOCKS = 2
 _log = logging.getLogger(__name__)
 
 
+class Stages:
+    """Tells what is going on, and logs how long each stage took."""
+
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
+        self.tell = on_stage
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """`name` is going on inside."""
+        self.tell(name)
+        started = time.monotonic()
+        yield
+        _log.info("%s took %.2f s", name, time.monotonic() - started)
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """How much of the weights has been read."""
+        self.tell(f"loading weights: {done_bytes / 1e9:.1f} of {total_bytes / 1e9:.1f} GB")
+
+
 def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[ModelRunner, ModelInfo]:
-    """Read the model in `config.model`, pack its weights, allocate the cache and warm up.
+    """Read the model in `config.model`, load its weights, size and allocate the cache, record graphs and warm up.
 
     on_stage: told what is going on, for people. Raises ValueError, of one line, where the model or a setting cannot be
     served.
     """
+    stages = Stages(on_stage)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     directory = Path(config.model)
-    on_stage("reading the model's configuration")
-    if not config.model or not directory.is_dir():
-        raise ValueError(f"the model directory {config.model!r} does not exist")
-    model_config = read_model_config(directory)
-    models.check_architecture(model_config.architecture)
-    generation = read_generation_defaults(directory)
-    _check_defaults(generation, model_config)
-    device = torch.device("cpu")
-    dtype = choose_dtype(config, model_config, device)
-    kernels = for_device(device, dtype, KernelOptions(config.quantization, config.deterministic))
-    limits = choose_limits(config, model_config, bytes_per_block(kernels, model_config, config.block_size, dtype))
-    limits = dataclasses.replace(limits, eos_token_ids=generation.eos_token_ids)
-    on_stage("loading weights")
-    model = load_model(directory, model_config, dtype, kernels)
-    on_stage("allocating the KV cache")
-    runner = ModelRunner(model, kernels, model_config, dtype, limits)
-    on_stage("warming up")
-    runner.warm_up()
+    with stages.stage("reading the model's configuration"):
+        if not config.model or not directory.is_dir():
+            raise ValueError(f"the model directory {config.model!r} does not exist")
+        model_config = read_model_config(directory)
+        models.check_architecture(model_config.architecture)
+        generation = read_generation_defaults(directory)
+        _check_defaults(generation, model_config)
+    with stages.stage("opening the device"):
+        device = open_device(config)
+        config = config.for_device(device.torch_device.type)
+        dtype = choose_dtype(config, model_config, device.torch_device)
+        options = KernelOptions(config.quantization, config.deterministic)
+        kernels = for_device(device.torch_device, dtype, options)
+        max_model_len = check_max_model_len(config, model_config)
+        if isinstance(device, HostDevice):
+            # On a CPU the sizes follow from settings alone: what cannot be is refused before the weights are read.
+            size = _size_on_cpu(config, max_model_len, model_config, kernels, dtype)
+    with stages.stage("loading weights"), _one_line_if_full(config):
+        loaded = _load(config, model_config, dtype, kernels, device, stages)
+    if isinstance(device, CudaDevice):
+        with stages.stage("measuring a step"), _one_line_if_full(config):
+            size = _size_on_gpu(config, max_model_len, loaded, device, generation)
+    with stages.stage("allocating the KV cache"), _one_line_if_full(config):
+        runner = ModelRunner(loaded, device, _limits(config, size, generation))
+    _log.info(
+        "the KV cache holds %d tokens in %.2f GiB",
+        (size.num_blocks - 1) * config.block_size,
+        size.num_blocks * bytes_per_block(kernels, model_config, config.block_size, dtype) / _GIB,
+    )
+    with stages.stage("warming up"):
+        runner.warm_up()
+    if device.has_graphs and not config.enforce_eager:
+        with stages.stage("recording CUDA graphs"), _one_line_if_full(config):
+            runner.capture()
     info = ModelInfo(
         served_name=config.served_model_name or directory.resolve().name,
         model_dir=str(directory.absolute()),
         created_s=int(time.time()),
         vocab_size=model_config.vocab_size,
-        max_model_len=limits.max_model_len,
+        max_model_len=size.max_model_len,
         eos_token_ids=generation.eos_token_ids,
         default_temperature=generation.temperature,
         default_top_k=generation.top_k,
         default_top_p=generation.top_p,
     )
     return runner, info
+
+
+def open_device(config: EngineConfig) -> Device:
+    """The device that the settings name. Raises ValueError where it is not there."""
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ValueError("device is cuda, but no CUDA GPU is there: check the driver and `--gpus all`, or use device cpu")
+    return CudaDevice() if has_gpu and config.device != "cpu" else HostDevice()
 
 
 def _check_defaults(defaults: GenerationDefaults, config: ModelConfig) -> None:
@@ -74,14 +132,22 @@ def _check_defaults(defaults: GenerationDefaults, config: ModelConfig) -> None:
         raise ValueError(f"'eos_token_id' {strange[0]} is not in the vocabulary of {config.vocab_size} tokens")
 
 
-def load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, kernels: Kernels) -> models.Model:
+def _load(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    device: Device,
+    stages: Stages,
+) -> LoadedModel:
     """The model with its weights in `dtype`. Raises ValueError for a weight too few, too many or of another shape."""
     # Old checkpoints carry the rotary frequencies, and tied ones may repeat the table as the head.
-    harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_word_embeddings else ()))
-    with Checkpoint(directory, dtype) as checkpoint:
-        model = models.build(config, checkpoint, kernels)
-        checkpoint.check_all_taken(harmless)
-    return model
+    harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if model_config.tie_word_embeddings else ()))
+    directory = Path(config.model)
+    with open_weights(config.load_format, directory, dtype, device.torch_device, stages.progress) as weights:
+        model = models.build(model_config, weights, kernels)
+        _log.info("%s", weights.finish(harmless))
+    return LoadedModel(model, kernels, model_config, dtype)
 
 
 def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> torch.dtype:
@@ -95,45 +161,66 @@ def _torch_dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def choose_limits(config: EngineConfig, model: ModelConfig, block_bytes: int) -> RunnerLimits:
-    """How long sequences may be, and how many blocks of `block_bytes`; at least one sequence of max_model_len fits.
-
-    Raises ValueError when the settings ask for more than the model or the memory has. Without a max_model_len of its
-    own, the length is reduced to what the cache holds.
-    """
-    if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
-        raise ValueError(
-            f"max_model_len {config.max_model_len} is more than the model's max_position_embeddings "
-            f"{model.max_position_embeddings}"
-        )
-    if model.max_position_embeddings < 2:
-        raise ValueError(
-            f"config.json: 'max_position_embeddings' must be at least 2, not {model.max_position_embeddings}"
-        )
-    max_model_len = config.max_model_len or model.max_position_embeddings
-    blocks_per_seq = -(-max_model_len // config.block_size)
-    memory_gib = config.kv_cache_memory_gib or _DEFAULT_CPU_CACHE_GIB
-    num_blocks = int(memory_gib * 2**30) // block_bytes
-    if config.kv_cache_memory_gib is None:
-        num_blocks = min(num_blocks, config.max_num_seqs * blocks_per_seq + 1)
-    limits = RunnerLimits(
-        num_blocks=num_blocks,
+def _limits(config: EngineConfig, size: CacheSize, generation: GenerationDefaults) -> RunnerLimits:
+    assert config.max_num_seqs is not None and config.max_num_batched_tokens is not None
+    return RunnerLimits(
+        num_blocks=size.num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=size.max_model_len,
+        eos_token_ids=generation.eos_token_ids,
     )
-    # One block is the null block.
-    fitting_len = (num_blocks - 1) * config.block_size
-    if fitting_len >= max_model_len:
-        return limits
-    if fitting_len < config.block_size:
+
+
+def _size_on_cpu(
+    config: EngineConfig, max_model_len: int, model_config: ModelConfig, kernels: Kernels, dtype: torch.dtype
+) -> CacheSize:
+    block_bytes = bytes_per_block(kernels, model_config, config.block_size, dtype)
+    return size_cache(config, max_model_len, block_bytes, cache_bytes_on_cpu(config))
+
+
+def _size_on_gpu(
+    config: EngineConfig,
+    max_model_len: int,
+    loaded: LoadedModel,
+    device: CudaDevice,
+    generation: GenerationDefaults,
+) -> CacheSize:
+    """Measure a runner with next to no cache: its largest step, and two of its recorded decode steps."""
+    runner = ModelRunner(loaded, device, _limits(config, CacheSize(_FEWEST_BLOCKS, max_model_len), generation))
+    runner.warm_up()
+    with device.peak() as step_bytes:
+        runner.profile()
+    step = step_bytes()
+    graphs = 0
+    before = device.memory()
+    sizes = bucket_sizes(runner.limits.max_num_seqs)
+    if not config.enforce_eager:
+        # The largest takes the memory that all share; each further one, what its own launches take.
+        runner.capture(sizes[-1:])
+        first = device.memory()
+        graphs = before.free - first.free
+        if len(sizes) > 1:
+            runner.capture(sizes[-2:-1])
+            graphs += max(0, first.free - device.memory().free) * (len(sizes) - 1)
+    del runner
+    device.drop_graphs()
+    use = GpuUse(total=before.total, used=before.total - before.free, step=step, graphs=max(0, graphs))
+    block_bytes = bytes_per_block(loaded.kernels, loaded.config, config.block_size, loaded.dtype)
+    return size_cache(config, max_model_len, block_bytes, cache_bytes_on_gpu(config, use))
+
+
+@contextlib.contextmanager
+def _one_line_if_full(config: EngineConfig) -> Iterator[None]:
+    """A device that is full while the engine starts is a setting that is wrong, and not an engine that has failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
-            f"kv_cache_memory_gib {memory_gib:g} does not hold a single block of {config.block_size} tokens"
-        )
-    if config.max_model_len is not None:
-        raise ValueError(
-            f"a KV cache of {memory_gib:g} GiB holds {fitting_len} tokens, but max_model_len is {max_model_len}: "
-            "raise kv_cache_memory_gib or lower max_model_len"
-        )
-    _log.warning("max_model_len is %d, not the model's %d: that is what the KV cache holds", fitting_len, max_model_len)
-    return dataclasses.replace(limits, max_model_len=fitting_len)
+            f"the GPU's memory is full: the model in {config.dtype} with max_num_batched_tokens "
+            f"{config.max_num_batched_tokens} and max_num_seqs {config.max_num_seqs} does not fit; lower these, free the "
+            "GPU of other processes, or take a larger one"
+        ) from None

@@ -29,7 +29,6 @@ from engine.runner.memory import (
 from engine.runner.model_runner import LoadedModel, ModelRunner, RunnerLimits, bytes_per_block
 from kernels import KernelOptions, Kernels, for_device, preferred_dtype
 
-_PROGRESS_S = 0.5
 _GIB = 2**30
 # With this many blocks a runner can compute steps of the null block, which is all that measuring needs.
 _FEWEST_BLOCKS = 2
@@ -55,10 +54,12 @@ class Stages:
         self.tell(f"loading weights: {done_bytes / 1e9:.1f} of {total_bytes / 1e9:.1f} GB")
 
 
-def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[ModelRunner, ModelInfo]:
+def load_runner(
+    config: EngineConfig, on_stage: Callable[[str], None], device: Device | None = None
+) -> tuple[ModelRunner, ModelInfo]:
     """Read the model in `config.model`, load its weights, size and allocate the cache, record graphs and warm up.
 
-    on_stage: told what is going on, for people. Raises ValueError, of one line, where the model or a setting cannot be
+    on_stage: told what is going on, for people. device: None is the one that the settings name. Raises ValueError, of one line, where the model or a setting cannot be
     served.
     """
     stages = Stages(on_stage)
@@ -73,7 +74,7 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
         generation = read_generation_defaults(directory)
         _check_defaults(generation, model_config)
     with stages.stage("opening the device"):
-        device = open_device(config)
+        device = device or open_device(config)
         config = config.for_device(device.torch_device.type)
         dtype = choose_dtype(config, model_config, device.torch_device)
         options = KernelOptions(config.quantization, config.deterministic)
@@ -83,7 +84,7 @@ def load_runner(config: EngineConfig, on_stage: Callable[[str], None]) -> tuple[
             # On a CPU the sizes follow from settings alone: what cannot be is refused before the weights are read.
             size = _size_on_cpu(config, max_model_len, model_config, kernels, dtype)
     with stages.stage("loading weights"), _one_line_if_full(config):
-        loaded = _load(config, model_config, dtype, kernels, device, stages)
+        loaded = load_model(config, model_config, kernels, dtype, device.torch_device, stages.progress)
     if isinstance(device, CudaDevice):
         with stages.stage("measuring a step"), _one_line_if_full(config):
             size = _size_on_gpu(config, max_model_len, loaded, device, generation)
@@ -132,19 +133,21 @@ def _check_defaults(defaults: GenerationDefaults, config: ModelConfig) -> None:
         raise ValueError(f"'eos_token_id' {strange[0]} is not in the vocabulary of {config.vocab_size} tokens")
 
 
-def _load(
+def load_model(
     config: EngineConfig,
     model_config: ModelConfig,
-    dtype: torch.dtype,
     kernels: Kernels,
-    device: Device,
-    stages: Stages,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
-    """The model with its weights in `dtype`. Raises ValueError for a weight too few, too many or of another shape."""
+    """The model in `config.model` with its weights in `dtype`; on_progress: bytes read so far, and of all.
+
+    Raises ValueError for a weight too few, too many or of another shape.
+    """
     # Old checkpoints carry the rotary frequencies, and tied ones may repeat the table as the head.
     harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if model_config.tie_word_embeddings else ()))
-    directory = Path(config.model)
-    with open_weights(config.load_format, directory, dtype, device.torch_device, stages.progress) as weights:
+    with open_weights(config.load_format, Path(config.model), dtype, device, on_progress) as weights:
         model = models.build(model_config, weights, kernels)
         _log.info("%s", weights.finish(harmless))
     return LoadedModel(model, kernels, model_config, dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.api import GenerateRequest, SamplingParams
+from engine.api import EngineConfig, GenerateRequest, SamplingParams
 from engine.loading import read_model_config
 from engine.runner import ModelRunner
 from engine.runner.start import load_model
@@ -76,7 +76,8 @@ class PromptLogits:
         self._config = read_model_config(directory)
         self._dtype = dtype
         self._kernels = for_device(torch.device("cpu"), dtype, options)
-        self._model = load_model(directory, self._config, dtype, self._kernels)
+        config = EngineConfig(model=str(directory))
+        self._model = load_model(config, self._config, self._kernels, dtype, torch.device("cpu")).model
 
     @torch.inference_mode()
     def __call__(self, prompt: list[int], block_size: int = 16, cuts: tuple[int, ...] = ()) -> torch.Tensor:

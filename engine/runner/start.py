@@ -14,7 +14,7 @@ import torch
 from engine import models
 from engine.api import EngineConfig, InvalidRequest, ModelInfo, SamplingParams
 from engine.layers import ModelConfig
-from engine.loading import Checkpoint, GenerationDefaults, read_generation_defaults, read_model_config
+from engine.loading import GenerationDefaults, open_weights, read_generation_defaults, read_model_config
 from engine.runner.model_runner import ModelRunner, RunnerLimits, bytes_per_block
 from kernels import KernelOptions, Kernels, for_device, preferred_dtype
 
@@ -78,9 +78,9 @@ def load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, kernels
     """The model with its weights in `dtype`. Raises ValueError for a weight too few, too many or of another shape."""
     # Old checkpoints carry the rotary frequencies, and tied ones may repeat the table as the head.
     harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_word_embeddings else ()))
-    with Checkpoint(directory, dtype) as checkpoint:
-        model = models.build(config, checkpoint, kernels)
-        checkpoint.check_all_taken(harmless)
+    with open_weights("auto", directory, dtype, torch.device("cpu")) as weights:
+        model = models.build(config, weights, kernels)
+        _log.info("%s", weights.finish(harmless))
     return model
 
 

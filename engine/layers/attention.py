@@ -46,8 +46,8 @@ class Attention:
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
-                query_norm=weights.take(prefix + "q_norm.weight", size).clone() if qk_norm else None,
-                key_norm=weights.take(prefix + "k_norm.weight", size).clone() if qk_norm else None,
+                query_norm=weights.keep(prefix + "q_norm.weight", size) if qk_norm else None,
+                key_norm=weights.keep(prefix + "k_norm.weight", size) if qk_norm else None,
                 eps=config.rms_norm_eps,
             )
         )

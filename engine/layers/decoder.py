@@ -3,6 +3,8 @@
 A family is this with its own options; see `engine.models`. Must not know sequences, scheduling or files.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from engine.layers.attention import Attention, StepContext
@@ -45,14 +47,16 @@ class CausalLM:
     def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels, *, qk_norm: bool = False) -> None:
         self._kernels = kernels
         self._embedding = Embedding(weights, "model.embed_tokens", config.vocab_size, config.hidden_size)
-        self._rotary = RotaryEmbedding(config.rope, config.head_dim, kernels)
+        self._rotary = RotaryEmbedding(config.rope, config.head_dim, kernels, self._embedding.table.device)
         self._layers = [
             DecoderLayer(config, weights, f"model.layers.{i}.", kernels, qk_norm=qk_norm)
             for i in range(config.num_layers)
         ]
         self._norm = RMSNorm(weights, "model.norm", config.hidden_size, config.rms_norm_eps, kernels)
-        shape = (config.vocab_size, config.hidden_size)
-        table = self._embedding.table if config.tie_word_embeddings else weights.take("lm_head.weight", shape)
+        if config.tie_word_embeddings:
+            table: Sequence[Tensor] = [self._embedding.table]
+        else:
+            table = weights.parts([("lm_head.weight", config.vocab_size)], config.hidden_size)
         self._head = LMHead(table, kernels)
 
     def forward(self, input_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:

@@ -5,7 +5,6 @@ The kernels choose the packed form of the weights at load. Must not know what th
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,9 +26,9 @@ class Linear:
         bias: bool,
         kernels: Kernels,
     ) -> None:
-        parts = [weights.take(f"{name}.weight", (rows, in_features)) for name, rows in outputs]
-        biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in outputs] if bias else []
-        self._packed = kernels.pack_linear(parts, torch.cat(biases) if bias else None)
+        parts = weights.parts([(f"{name}.weight", rows) for name, rows in outputs], in_features)
+        joined_bias = weights.keep_joined([(f"{name}.bias", rows) for name, rows in outputs]) if bias else None
+        self._packed = kernels.pack_linear(parts, joined_bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """X [T, in_features] to [T, sum of rows]."""
@@ -40,8 +39,7 @@ class Embedding:
     """The table of token embeddings, [vocab_size, hidden_size]."""
 
     def __init__(self, weights: Weights, name: str, vocab_size: int, hidden_size: int) -> None:
-        # A copy: what `take` gives may be a mapped file, whose pages would come and go with the page cache.
-        self.table = weights.take(name + ".weight", (vocab_size, hidden_size)).clone()
+        self.table = weights.keep(name + ".weight", (vocab_size, hidden_size))
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Ids [T] to rows [T, hidden_size]."""
@@ -51,11 +49,13 @@ class Embedding:
 class LMHead:
     """Hidden states to logits, with the embedding's table where the model ties them.
 
-    A tied head packs a copy of the table: the embedding still needs it row by row.
+    Kernels with a packed form of their own (the CPU's) copy a tied table, which the embedding still needs row by row;
+    those that take a weight as it lies (a GPU's) share it.
     """
 
-    def __init__(self, table: Tensor, kernels: Kernels) -> None:
-        self._packed = kernels.pack_linear([table], None, is_head=True)
+    def __init__(self, table: Sequence[Tensor], kernels: Kernels) -> None:
+        """table: [rows, hidden_size], joined along the rows as `Weights.parts` gives them."""
+        self._packed = kernels.pack_linear(table, None, is_head=True)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[rows, hidden_size] to [rows, vocab_size]."""

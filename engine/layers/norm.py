@@ -10,7 +10,7 @@ class RMSNorm:
     """Root-mean-square norm of [T, size] with a learned weight; see `kernels.reference.rms_norm`."""
 
     def __init__(self, weights: Weights, name: str, size: int, eps: float, kernels: Kernels) -> None:
-        self._weight = weights.take(name + ".weight", (size,)).clone()
+        self._weight = weights.keep(name + ".weight", (size,))
         self._eps = eps
         self._kernels = kernels
 

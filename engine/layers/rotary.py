@@ -12,9 +12,10 @@ from kernels import Kernels
 class RotaryEmbedding:
     """The cosines and sines of a step, from the positions of its tokens; one for all layers."""
 
-    def __init__(self, config: RopeConfig, head_dim: int, kernels: Kernels) -> None:
+    def __init__(self, config: RopeConfig, head_dim: int, kernels: Kernels, device: torch.device) -> None:
         inv_freq = config.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        self._inv_freq = inv_freq if config.llama3 is None else _stretch(inv_freq, config.llama3)
+        # Computed on the CPU everywhere: the same bits on every device.
+        self._inv_freq = (inv_freq if config.llama3 is None else _stretch(inv_freq, config.llama3)).to(device)
         self._kernels = kernels
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ import torch
 
 from engine.api import EngineConfig, SamplingParams
 from engine.runner import load_runner
-from engine.runner.batch import BlockTables
 from engine.sequence import SchedulerOutput
 from tests.model.driver import Driver, make_sequence
 from tests.model.tiny_models import make_llama, make_qwen3
@@ -84,20 +83,6 @@ def test_an_empty_step_and_one_that_samples_nothing(runner):
     sequence = make_sequence([4, 5, 6, 7, 8])
     assert driver.step([sequence]) == {sequence: []}
     assert len(driver.step([sequence])[sequence]) == 1
-
-
-def test_block_tables_hold_what_the_sequence_holds():
-    tables = BlockTables(max_num_seqs=2, max_blocks=4)
-    sequence = make_sequence([1], row=1)
-    import numpy as np
-
-    for block_ids in ([3], [3, 4], [3, 4, 5], [3, 9, 5], [3, 9, 5, 6], [8], [], [2, 2]):
-        sequence.block_ids = block_ids
-        tables.update(sequence)
-        assert tables.rows(np.array([1]), 4)[0].tolist() == block_ids + [0] * (4 - len(block_ids))
-    sequence.block_ids.append(7)  # the same list, grown
-    tables.update(sequence)
-    assert tables.rows(np.array([0, 1]), 3).tolist() == [[0, 0, 0], [2, 2, 7]]
 
 
 def load(path, **settings):

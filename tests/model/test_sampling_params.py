@@ -1,6 +1,7 @@
 """Sampling parameters through the whole engine on the shipped model, beside transformers' logits."""
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -60,8 +61,7 @@ def serve(loaded: Loaded, requests: list[GenerateRequest], **settings: Any) -> l
         for index in range(request.params.n):
             results[request.request_id, index] = Result([])
     while core.has_work():
-        for item in core.step():
-            output = item.message
+        for output in itertools.chain(*core.step().values()):
             assert isinstance(output, RequestOutput)
             result = results[output.request_id, output.index]
             result.token_ids += output.new_token_ids
@@ -255,7 +255,7 @@ def test_a_device_check_between_steps_changes_nothing(loaded: Loaded) -> None:
         core.add_request(0, item)
     found: list[list[int]] = [[], []]
     while core.has_work():
-        for message in (item.message for item in core.step()):
+        for message in itertools.chain(*core.step().values()):
             assert isinstance(message, RequestOutput)
             found[message.request_id] += message.new_token_ids
         runner.warm_up()

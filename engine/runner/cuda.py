@@ -50,7 +50,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
-        self._copies = torch.cuda.Stream(self.torch_device)
+        self._copies = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def host_words(self, num_words: int) -> Tensor:
@@ -67,7 +67,7 @@ class CudaDevice:
             for to, result in zip(host, results, strict=True):
                 to.copy_(result, non_blocking=True)
             # A blocking event: the engine's thread sleeps while it waits, and leaves the interpreter to the others.
-            copied = torch.cuda.Event(blocking=True)
+            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record(self._copies)
         return CudaPending(results, host, copied)
 

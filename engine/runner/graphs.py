@@ -5,6 +5,7 @@ edits or asks about takes the first one only. Must not know sequences.
 """
 
 import dataclasses
+import functools
 import gc
 import itertools
 import logging
@@ -76,8 +77,8 @@ class DecodeGraphs:
             for size in sorted(sizes, reverse=True):
                 prepare(size)
                 sample(size, forward(size))
-                forward_graph, hidden = self._device.capture(lambda size=size: forward(size))
-                sample_graph, tokens = self._device.capture(lambda size=size, hidden=hidden: sample(size, hidden))
+                forward_graph, hidden = self._device.capture(functools.partial(forward, size))
+                sample_graph, tokens = self._device.capture(functools.partial(sample, size, hidden))
                 self._graphs[size] = DecodeGraph(forward_graph, hidden, sample_graph, tokens)
         finally:
             gc.unfreeze()

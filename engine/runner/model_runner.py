@@ -111,9 +111,7 @@ class ModelRunner:
         self._kv_cache = []  # the old one must be gone before there is room for the new one
         self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
         config, dtype = self._loaded.config, self._loaded.dtype
-        shapes = self._kernels.kv_cache_shapes(
-            num_blocks, self.limits.block_size, config.num_kv_heads, config.head_dim
-        )
+        shapes = self._kernels.kv_cache_shapes(num_blocks, self.limits.block_size, config.num_kv_heads, config.head_dim)
         self._kv_cache = [
             (self._cache(shapes[0], dtype), self._cache(shapes[1], dtype)) for _ in range(config.num_layers)
         ]
@@ -230,13 +228,18 @@ class ModelRunner:
 
     def _send_padding(self, size: int) -> None:
         packet = self._steps.stage_padding(size)
-        self._steps.staging.submit(lambda: packet.send() or ()).wait()
+
+        def send() -> tuple[Tensor, ...]:
+            packet.send()
+            return ()
+
+        self._steps.staging.submit(send).wait()
 
     def warm_up(self) -> None:
         """Run small steps by the ordinary path, so that the first requests find all set up: kernels, memory, caches.
 
         A prefill, prompts beside a decode, decodes; plain, and with everything that a request may ask of its logits.
-        The sequences live in the null block, so nothing that they write is ever read.
+        The sequences live in the null block and in rows of their own, so nothing that they write is ever read.
         """
         num_tokens = max(1, min(_WARM_UP_TOKENS, self.limits.max_model_len - 4, self.limits.max_num_batched_tokens - 1))
         plain = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
@@ -245,14 +248,14 @@ class ModelRunner:
             seed=0,
             repetition_penalty=1.1,
             logit_bias={0: 1.0},
-            allowed_token_ids=[0],
+            allowed_token_ids=(0,),
             logprobs=1,
             prompt_logprobs=1,
         )
-        has_two = self._step_limits.max_num_seqs > 1
-        first = self._null_sequence(plain, num_tokens, 0)
-        second = self._null_sequence(everything, num_tokens, int(has_two))
-        both = [first, second] if has_two else [second]
+        rows = self._steps.rows.spare_rows
+        first = self._null_sequence(plain, num_tokens, rows[0])
+        second = self._null_sequence(everything, num_tokens, rows[1])
+        both = [first, second] if self._step_limits.max_num_seqs > 1 else [second]
         for sequences in ([first], [first], both, both):
             self._run_once(sequences)
 

@@ -27,7 +27,7 @@ NOWHERE = -1
 
 
 class Rows:
-    """One row per running sequence, and a last one for padding, of which nobody knows: `null_row`.
+    """One row per running sequence, two for warming up beside them, and a last one for padding: `null_row`.
 
     num_computed: int64 [rows], tokens whose K/V the steps so far compute. sampled_at: int64 [rows], the length at which
     the row sampled last, so that its next token is on the device; -1 where that is not its sequence's.
@@ -35,8 +35,9 @@ class Rows:
     """
 
     def __init__(self, device: Device, max_num_seqs: int, max_blocks: int, vocab_size: int) -> None:
-        num_rows = max_num_seqs + 1
-        self.null_row = max_num_seqs
+        self.spare_rows = (max_num_seqs, max_num_seqs + 1)
+        self.null_row = max_num_seqs + 2
+        num_rows = max_num_seqs + 3
         self.num_computed = np.zeros(num_rows, dtype=np.int64)
         self.sampled_at = np.full(num_rows, NOWHERE, dtype=np.int64)
         self.temperature = np.zeros(num_rows, dtype=np.float32)

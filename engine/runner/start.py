@@ -118,7 +118,9 @@ def open_device(config: EngineConfig) -> Device:
     """The device that the settings name. Raises ValueError where it is not there."""
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
-        raise ValueError("device is cuda, but no CUDA GPU is there: check the driver and `--gpus all`, or use device cpu")
+        raise ValueError(
+            "device is cuda, but no CUDA GPU is there: check the driver and `--gpus all`, or use device cpu"
+        )
     return CudaDevice() if has_gpu and config.device != "cpu" else HostDevice()
 
 

@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_a_usable_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch
 
 
 def assert_usable_and_empty(llm: LLM, num_free_blocks: int) -> None:
-    assert not llm._core.has_work()
+    assert not llm._core.scheduler.has_unfinished()
     assert llm._core.scheduler.kv_cache.pool.num_free_blocks == num_free_blocks
     assert len(llm.generate("Hello", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 8
 

@@ -236,27 +236,25 @@ class EngineCore:
             # Aborted while the step ran, or ended by the token of the step before; or it is still inside its prompt.
             if sequence.finish_reason is not None or not new_token_ids:
                 continue
-            sequence.num_pending_tokens -= 1
+            [token_id] = new_token_ids
             token_ids = sequence.token_ids
-            num_before = len(token_ids)
+            token_ids.append(token_id)
+            sequence.num_pending_tokens -= 1
+            num_known = len(token_ids)
             reason: FinishReason | None = None
-            for token_id in new_token_ids:
-                token_ids.append(token_id)
-                # The runner bans these tokens for min_tokens, unless the request leaves it no other.
-                if token_id in sequence.stop_token_ids and _has_min_tokens(sequence):
-                    reason = "stop"
-                elif len(token_ids) >= sequence.max_num_tokens:
-                    reason = "length"
-                if reason is not None:
-                    break
-            client_outputs = outputs[sequence.client_id]
-            if reason is None and num_before > sequence.num_prompt_tokens and not logprobs:
-                client_outputs.append(RequestOutput(sequence.request.request_id, sequence.index, new_token_ids))
+            # The runner bans these tokens for min_tokens, unless the request leaves it no other.
+            if token_id in sequence.stop_token_ids and _has_min_tokens(sequence):
+                reason = "stop"
+            elif num_known >= sequence.max_num_tokens:
+                reason = "length"
+            if reason is None and not logprobs and num_known > sequence.num_prompt_tokens + 1:
+                output = RequestOutput(sequence.request.request_id, sequence.index, new_token_ids)
             else:
-                client_outputs.append(_output(sequence, token_ids[num_before:], logprobs, reason))
+                output = _output(sequence, new_token_ids, logprobs, reason)
+            outputs[sequence.client_id].append(output)
             if reason is not None:
                 self._finish(sequence, reason)
-            elif len(token_ids) % block_size == 0:
+            elif num_known % block_size == 0:
                 self.scheduler.note_full_block(sequence)
         return outputs
 
@@ -328,7 +326,7 @@ def _output(
         new_token_ids=new_token_ids,
         finish_reason=reason,
         stop_token_id=new_token_ids[-1] if reason == "stop" else None,
-        logprobs=None if params.logprobs is None else list(logprobs[: len(new_token_ids)]),
+        logprobs=None if params.logprobs is None else list(logprobs),
         prompt_logprobs=prompt_logprobs,
         usage=usage,
     )

@@ -167,12 +167,9 @@ class Scheduler:
         scheduled: list[tuple[Sequence, int]] = []
         prefilling: list[Sequence] = []
         block_size = self.kv_cache.block_size
-        running = self._running
+        last_offset = block_size - 1
         # A preemption only removes the last of the list, which this loop has not passed.
-        index = 0
-        while index < len(running):
-            sequence = running[index]
-            index += 1
+        for sequence in self._running:
             num_computed = sequence.num_computed_tokens
             num_pending = sequence.num_pending_tokens
             if len(sequence.token_ids) + num_pending - num_computed > 1:
@@ -181,9 +178,10 @@ class Scheduler:
             # It ends with the pending token, whatever that is; or nobody can say yet how to sample the next one.
             if num_pending and (num_computed + 1 >= sequence.max_num_tokens or sequence.waits_for_tokens):
                 continue
-            if num_computed == len(sequence.block_ids) * block_size and not self._grow(sequence):
+            offset = num_computed % block_size
+            if offset == 0 and num_computed == len(sequence.block_ids) * block_size and not self._grow(sequence):
                 break
-            if not num_pending and (num_computed + 1) % block_size == 0:
+            if offset == last_offset and not num_pending:
                 self.kv_cache.register(sequence, num_computed, num_computed + 1)
             scheduled.append((sequence, 1))
         return scheduled, prefilling

@@ -85,7 +85,7 @@ ClientOutputs = dict[int, list[RequestOutput]]
 class LaunchedStep:
     """A step that is on the device.
 
-    first_positions: of each pair's tokens; what the sequence counts as computed has moved on.
+    first_positions: of the tokens of each pair after the decodes; what the sequence counts as computed has moved on.
     handle: the runner's.
     """
 
@@ -272,16 +272,18 @@ def failure(request_id: int, error: ServingError) -> RequestFailed:
 
 
 def _advance(output: SchedulerOutput) -> list[int]:
-    """Count the tokens of a step that has been launched as computed; returns the first position of each pair.
+    """Count the tokens of a step that has been launched as computed: what is launched after it finds their K/V.
 
-    What comes after it on the device finds their K/V; whoever has none missing gets a token.
+    Whoever has none missing gets a token. Returns the first position of each pair after the decodes.
     """
+    for sequence, _ in output.scheduled[: output.num_decodes]:
+        sequence.num_computed_tokens += 1
+        sequence.num_pending_tokens += 1
     first_positions = []
-    for sequence, num_tokens in output.scheduled:
-        first = sequence.num_computed_tokens
-        first_positions.append(first)
-        sequence.num_computed_tokens = end = first + num_tokens
-        if end == len(sequence.token_ids) + sequence.num_pending_tokens:
+    for sequence, num_tokens in output.scheduled[output.num_decodes :]:
+        first_positions.append(sequence.num_computed_tokens)
+        sequence.num_computed_tokens += num_tokens
+        if sequence.num_uncomputed_tokens == 0:
             sequence.num_pending_tokens += 1
     return first_positions
 
@@ -295,7 +297,9 @@ def _gather_prompt_logprobs(step: LaunchedStep, entries: SequenceABC[SequenceABC
 
     A sequence preempted inside its prompt computes it again; what was gathered first stays.
     """
-    for (sequence, _), first, new in zip(step.output.scheduled, step.first_positions, entries, strict=True):
+    num_decodes = step.output.num_decodes  # which have no entries
+    pairs = step.output.scheduled[num_decodes:]
+    for (sequence, _), first, new in zip(pairs, step.first_positions, entries[num_decodes:], strict=True):
         num_known = len(sequence.prompt_logprobs) - first
         sequence.prompt_logprobs.extend(new[max(0, num_known) :])
 

@@ -135,8 +135,9 @@ class Scheduler:
         scheduled, prefilling = self._schedule_decodes()
         # After a preemption nobody is admitted: the blocks it won back are for those that run.
         may_admit = self.num_preemptions == num_preemptions
-        scheduled += self._schedule_prefills(prefilling, self._max_num_batched_tokens - len(scheduled), may_admit)
-        return SchedulerOutput(tuple(scheduled))
+        num_decodes = len(scheduled)
+        scheduled += self._schedule_prefills(prefilling, self._max_num_batched_tokens - num_decodes, may_admit)
+        return SchedulerOutput(tuple(scheduled), num_decodes)
 
     def commit(self) -> None:
         """The oldest step has been computed: what it wrote may be found by those that come."""

@@ -1,4 +1,4 @@
-"""Random steps as the engine's runner hands them over: tables in one staging buffer, rows with holes, sizes of all kinds."""
+"""Random steps as the engine's runner hands them over: tables in one staging buffer, rows with holes, many sizes."""
 
 import dataclasses
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.gpu.sampling import from_sampling_tensors
 from kernels.gpu.sampling.configuration import SAMPLER, Configuration
 from kernels.gpu.sampling.rows import BUFFER, GREEDY, PLAIN, WHOLE_ROW
 from kernels.gpu.sampling.sampler import draw
@@ -64,10 +63,9 @@ def on(value: Any, device: torch.device) -> Any:
 def drawn(
     logits: Tensor, rows: list[Row], device: torch.device, configuration: Configuration = SAMPLER
 ) -> tuple[Tensor, list[int]]:
-    """(tokens, ways) of the Triton form, through the engine's sparse tensors."""
-    num_rows, vocab = logits.shape
-    inputs = from_sampling_tensors(on(batch(rows, vocab), device), num_rows, vocab)
-    tokens, ways = draw(logits if logits.device == device else logits.to(device), inputs, configuration)
+    """(tokens, ways) of the Triton form."""
+    sampling = on(batch(rows, logits.shape[1]), device)
+    tokens, ways = draw(logits if logits.device == device else logits.to(device), sampling, configuration)
     assert tokens.dtype == torch.int64
     return tokens.cpu(), ways.tolist()
 

@@ -28,8 +28,7 @@ class Sampler:
         logits = logits.contiguous()
         num_rows, vocab_size = logits.shape
         keys = _row_keys(sampling.seeds.numpy().view(np.uint64), sampling.positions.numpy().view(np.uint64))
-        columns = (sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k)
-        columns = tuple(column.contiguous() for column in columns)
+        columns = [x.contiguous() for x in (sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k)]
         tokens = torch.empty(num_rows, dtype=torch.int64)
         arguments = Sampling(
             logits.dtype == torch.bfloat16,

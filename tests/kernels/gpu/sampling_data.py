@@ -1,8 +1,6 @@
 """Rows of logits of many shapes, batches on the device, and when two tokens are the same answer."""
 
-import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from kernels.gpu.sampling.rows import BUFFER, GREEDY, PLAIN, WHOLE_ROW
 from kernels.gpu.sampling.sampler import draw
 from kernels.interface import SamplingTensors
 from tests.kernels.sampling_rows import Row, batch
+from tests.kernels.steps import on
 
 __all__ = [
     "BUFFER",
@@ -48,16 +47,6 @@ def shaped(kind: str, num_rows: int, vocab: int, seed: int = 0) -> Tensor:
     if kind == "equal":
         return torch.zeros(num_rows, vocab)
     raise ValueError(kind)
-
-
-def on(value: Any, device: torch.device) -> Any:
-    """A dataclass of tensors, on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return dataclasses.replace(value, **{field.name: on(getattr(value, field.name), device) for field in fields})
-    return value
 
 
 def drawn(

@@ -13,8 +13,7 @@ import torch
 from kernels import reference
 from kernels.gpu.step import _RUN, _WORDS, expand_step, write_words
 from kernels.interface import StepInputs
-from tests.kernels.gpu.sampling_data import on
-from tests.kernels.steps import RAGGED, Step, assert_same, random_step, untouched
+from tests.kernels.steps import RAGGED, Step, assert_same, on, random_step, untouched
 
 
 def expected(step: Step) -> StepInputs:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_timing import num_sets
 from benchmarks.gpu_work import Place, Work, launcher, relative_error
-from kernels import AllowedTokens, Penalties, SamplingTensors, TokenBias, reference
+from kernels import LogitEdits, SamplingTensors, reference
 
 _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P = 0.8, 50, 0.9, 0.02
 _NUM_HELD = 200  # tokens that a sequence holds already, and pays for
@@ -37,37 +36,31 @@ def _sampling(place: Place, num_rows: int, *, has_filters: bool) -> SamplingTens
     )
 
 
-def _edited(place: Place, sampling: SamplingTensors, vocab_size: int) -> tuple[SamplingTensors, Any]:
-    """(the same rows with every kind of edit, those edits as the kernels take them)."""
+def _edited(place: Place, sampling: SamplingTensors, vocab_size: int) -> SamplingTensors:
+    """The same rows with every kind of edit."""
     num_rows, device = len(sampling.temperature), place.device
-    every = torch.arange(num_rows, device=device)
+    every = torch.arange(num_rows, dtype=torch.int32, device=device)
     num_held = min(_NUM_HELD, vocab_size // 4)
-    num_words = -(-vocab_size // 32)
-    bits = torch.rand(num_rows, num_words * 32, device=device) < 0.5
-    words = (bits.view(num_rows, num_words, 32).long() << torch.arange(32, device=device)).sum(-1)
     order = torch.rand(num_rows, vocab_size, device=device).argsort(-1)
     held, biased = order[:, :num_held], order[:, num_held : num_held + _NUM_BIASES]
     in_output = torch.randint(0, 3, held.shape, device=device, dtype=torch.int32)
     counts = torch.zeros(num_rows, vocab_size, dtype=torch.int32, device=device)
     counts.scatter_(1, held, 2 * in_output + 1)
-    values = torch.randn(biased.shape, device=device)
-    costs = [torch.full((num_rows,), value, device=device) for value in (1.1, 0.1, 0.2)]
-    edits = launcher("sampling", "LogitEdits")(
-        torch.where(words >= 2**31, words - 2**32, words).to(torch.int32),
-        every.to(torch.int32),
-        torch.arange(0, (num_rows + 1) * _NUM_BIASES, _NUM_BIASES, dtype=torch.int32, device=device),
-        biased.flatten().to(torch.int32),
-        values.flatten(),
-        counts,
-        every.to(torch.int32),
-        *costs,
+    repetition, frequency, presence = (torch.full((num_rows,), value, device=device) for value in (1.1, 0.1, 0.2))
+    edits = LogitEdits(
+        # Random bits: half of the tokens are allowed.
+        bitmask=torch.randint(-(2**31), 2**31, (num_rows, -(-vocab_size // 32)), dtype=torch.int32, device=device),
+        mask_row=every,
+        bias_start=torch.arange(0, (num_rows + 1) * _NUM_BIASES, _NUM_BIASES, dtype=torch.int32, device=device),
+        bias_ids=biased.flatten().to(torch.int32),
+        bias_values=torch.randn(biased.numel(), device=device),
+        counts=counts,
+        count_slot=every,
+        repetition=repetition,
+        frequency=frequency,
+        presence=presence,
     )
-    return dataclasses.replace(
-        sampling,
-        allowed=AllowedTokens(every, bits[:, :vocab_size]),
-        bias=TokenBias(every.repeat_interleave(_NUM_BIASES), biased.flatten(), values.flatten()),
-        penalties=Penalties(every.repeat_interleave(num_held), held.flatten(), in_output.flatten(), *costs),
-    ), edits
+    return dataclasses.replace(sampling, edits=edits)
 
 
 def _eager_plain(logits: Tensor) -> Tensor:
@@ -93,24 +86,21 @@ def sample(place: Place, num_rows: int, vocab_size: int, *, has_filters: bool, h
 
     The error is the share of rows whose token is not the reference's.
     """
-    run, inputs_class = launcher("sampling", "sample"), launcher("sampling", "SamplerInputs")
+    run = launcher("sampling", "sample")
     sets = _logits(place, num_rows, vocab_size)
     sampling = _sampling(place, num_rows, has_filters=has_filters)
-    edits = None
     num_bytes = 2 * num_rows * vocab_size
     if has_edits:
-        sampling, edits = _edited(place, sampling, vocab_size)
+        sampling = _edited(place, sampling, vocab_size)
         num_bytes += num_rows * (4 * vocab_size + vocab_size // 8)
-    fields = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-    inputs = inputs_class(*(getattr(sampling, field) for field in fields), edits)
 
     def error() -> float:
-        found = run(sets[0], inputs)
+        found = run(sets[0], sampling)
         return float((found != reference.sample(sets[0], sampling)).double().mean())
 
     peer = _eager_filtered if has_filters else _eager_plain
     return Work(
-        ours=[functools.partial(run, one, inputs) for one in sets],
+        ours=[functools.partial(run, one, sampling) for one in sets],
         peer=None if has_edits else [functools.partial(peer, one) for one in sets],
         num_bytes=num_bytes,
         num_flops=0,

@@ -85,7 +85,7 @@ ClientOutputs = dict[int, list[RequestOutput]]
 class LaunchedStep:
     """A step that is on the device.
 
-    first_positions: of each pair's tokens; what the sequence counts as computed has moved on.
+    first_positions: of the tokens of each pair after the decodes; what the sequence counts as computed has moved on.
     handle: the runner's.
     """
 
@@ -236,27 +236,25 @@ class EngineCore:
             # Aborted while the step ran, or ended by the token of the step before; or it is still inside its prompt.
             if sequence.finish_reason is not None or not new_token_ids:
                 continue
-            sequence.num_pending_tokens -= 1
+            [token_id] = new_token_ids
             token_ids = sequence.token_ids
-            num_before = len(token_ids)
+            token_ids.append(token_id)
+            sequence.num_pending_tokens -= 1
+            num_known = len(token_ids)
             reason: FinishReason | None = None
-            for token_id in new_token_ids:
-                token_ids.append(token_id)
-                # The runner bans these tokens for min_tokens, unless the request leaves it no other.
-                if token_id in sequence.stop_token_ids and _has_min_tokens(sequence):
-                    reason = "stop"
-                elif len(token_ids) >= sequence.max_num_tokens:
-                    reason = "length"
-                if reason is not None:
-                    break
-            client_outputs = outputs[sequence.client_id]
-            if reason is None and num_before > sequence.num_prompt_tokens and not logprobs:
-                client_outputs.append(RequestOutput(sequence.request.request_id, sequence.index, new_token_ids))
+            # The runner bans these tokens for min_tokens, unless the request leaves it no other.
+            if token_id in sequence.stop_token_ids and _has_min_tokens(sequence):
+                reason = "stop"
+            elif num_known >= sequence.max_num_tokens:
+                reason = "length"
+            if reason is None and not logprobs and num_known > sequence.num_prompt_tokens + 1:
+                output = RequestOutput(sequence.request.request_id, sequence.index, new_token_ids)
             else:
-                client_outputs.append(_output(sequence, token_ids[num_before:], logprobs, reason))
+                output = _output(sequence, new_token_ids, logprobs, reason)
+            outputs[sequence.client_id].append(output)
             if reason is not None:
                 self._finish(sequence, reason)
-            elif len(token_ids) % block_size == 0:
+            elif num_known % block_size == 0:
                 self.scheduler.note_full_block(sequence)
         return outputs
 
@@ -274,16 +272,18 @@ def failure(request_id: int, error: ServingError) -> RequestFailed:
 
 
 def _advance(output: SchedulerOutput) -> list[int]:
-    """Count the tokens of a step that has been launched as computed; returns the first position of each pair.
+    """Count the tokens of a step that has been launched as computed: what is launched after it finds their K/V.
 
-    What comes after it on the device finds their K/V; whoever has none missing gets a token.
+    Whoever has none missing gets a token. Returns the first position of each pair after the decodes.
     """
+    for sequence, _ in output.scheduled[: output.num_decodes]:
+        sequence.num_computed_tokens += 1
+        sequence.num_pending_tokens += 1
     first_positions = []
-    for sequence, num_tokens in output.scheduled:
-        first = sequence.num_computed_tokens
-        first_positions.append(first)
-        sequence.num_computed_tokens = end = first + num_tokens
-        if end == len(sequence.token_ids) + sequence.num_pending_tokens:
+    for sequence, num_tokens in output.scheduled[output.num_decodes :]:
+        first_positions.append(sequence.num_computed_tokens)
+        sequence.num_computed_tokens += num_tokens
+        if sequence.num_uncomputed_tokens == 0:
             sequence.num_pending_tokens += 1
     return first_positions
 
@@ -297,7 +297,9 @@ def _gather_prompt_logprobs(step: LaunchedStep, entries: SequenceABC[SequenceABC
 
     A sequence preempted inside its prompt computes it again; what was gathered first stays.
     """
-    for (sequence, _), first, new in zip(step.output.scheduled, step.first_positions, entries, strict=True):
+    num_decodes = step.output.num_decodes  # which have no entries
+    pairs = step.output.scheduled[num_decodes:]
+    for (sequence, _), first, new in zip(pairs, step.first_positions, entries[num_decodes:], strict=True):
         num_known = len(sequence.prompt_logprobs) - first
         sequence.prompt_logprobs.extend(new[max(0, num_known) :])
 
@@ -328,7 +330,7 @@ def _output(
         new_token_ids=new_token_ids,
         finish_reason=reason,
         stop_token_id=new_token_ids[-1] if reason == "stop" else None,
-        logprobs=None if params.logprobs is None else list(logprobs[: len(new_token_ids)]),
+        logprobs=None if params.logprobs is None else list(logprobs),
         prompt_logprobs=prompt_logprobs,
         usage=usage,
     )

@@ -9,7 +9,7 @@ shared. Knows block ids, counts and hashes. Must not know tensors (the runner ow
 """
 
 import hashlib
-from array import array
+import struct
 from collections import OrderedDict, deque
 
 from engine.sequence import Sequence
@@ -136,6 +136,7 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks)
         self.num_prefix_query_tokens = 0
         self.num_prefix_hit_tokens = 0
+        self._pack = struct.Struct(f"{block_size}i").pack  # a block's tokens, each in the 4 bytes of a C int
         self._is_caching = enable_prefix_caching
         self._uncommitted: deque[list[int]] = deque()  # named blocks by step, the oldest first
 
@@ -242,12 +243,10 @@ class KVCacheManager:
         if start <= sequence.num_prompt_tokens // self.block_size < num_blocks:
             # The samples of a request share the list of the prompt's hashes; what follows is each one's own.
             hashes = sequence.block_hashes = hashes.copy()
-        size = self.block_size
+        size, pack, token_ids = self.block_size, self._pack, sequence.token_ids
         parent = hashes[-1] if hashes else _root(sequence)
-        # Packed once for all blocks; a token id takes the 4 bytes of a C int.
-        tokens = memoryview(array("i", sequence.token_ids[start * size : num_blocks * size]))
-        for offset in range(0, len(tokens), size):
-            parent = hashlib.sha256(parent + tokens[offset : offset + size]).digest()
+        for first in range(start * size, num_blocks * size, size):
+            parent = hashlib.sha256(parent + pack(*token_ids[first : first + size])).digest()
             hashes.append(parent)
         return hashes
 

@@ -135,8 +135,9 @@ class Scheduler:
         scheduled, prefilling = self._schedule_decodes()
         # After a preemption nobody is admitted: the blocks it won back are for those that run.
         may_admit = self.num_preemptions == num_preemptions
-        scheduled += self._schedule_prefills(prefilling, self._max_num_batched_tokens - len(scheduled), may_admit)
-        return SchedulerOutput(tuple(scheduled))
+        num_decodes = len(scheduled)
+        scheduled += self._schedule_prefills(prefilling, self._max_num_batched_tokens - num_decodes, may_admit)
+        return SchedulerOutput(tuple(scheduled), num_decodes)
 
     def commit(self) -> None:
         """The oldest step has been computed: what it wrote may be found by those that come."""
@@ -167,12 +168,9 @@ class Scheduler:
         scheduled: list[tuple[Sequence, int]] = []
         prefilling: list[Sequence] = []
         block_size = self.kv_cache.block_size
-        running = self._running
+        last_offset = block_size - 1
         # A preemption only removes the last of the list, which this loop has not passed.
-        index = 0
-        while index < len(running):
-            sequence = running[index]
-            index += 1
+        for sequence in self._running:
             num_computed = sequence.num_computed_tokens
             num_pending = sequence.num_pending_tokens
             if len(sequence.token_ids) + num_pending - num_computed > 1:
@@ -181,9 +179,10 @@ class Scheduler:
             # It ends with the pending token, whatever that is; or nobody can say yet how to sample the next one.
             if num_pending and (num_computed + 1 >= sequence.max_num_tokens or sequence.waits_for_tokens):
                 continue
-            if num_computed == len(sequence.block_ids) * block_size and not self._grow(sequence):
+            offset = num_computed % block_size
+            if offset == 0 and num_computed == len(sequence.block_ids) * block_size and not self._grow(sequence):
                 break
-            if not num_pending and (num_computed + 1) % block_size == 0:
+            if offset == last_offset and not num_pending:
                 self.kv_cache.register(sequence, num_computed, num_computed + 1)
             scheduled.append((sequence, 1))
         return scheduled, prefilling

@@ -105,9 +105,11 @@ class SchedulerOutput:
 
     scheduled: (sequence, num_tokens) pairs; the tokens are
     `token_ids[num_computed_tokens : num_computed_tokens + num_tokens]`, and their blocks are already in `block_ids`.
+    num_decodes: at least so many pairs at the beginning are the one token that their sequence lacks.
     """
 
     scheduled: tuple[tuple[Sequence, int], ...]
+    num_decodes: int = 0
 
     @property
     def num_batched_tokens(self) -> int:

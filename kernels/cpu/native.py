@@ -97,6 +97,8 @@ class Sampling(ctypes.Structure):
         ("k1", _POINTER),
         ("k2", _POINTER),
         ("tokens", _POINTER),
+        *((name, _POINTER) for name in ("bitmask", "mask_row", "bias_start", "bias_ids", "bias_values")),
+        *((name, _POINTER) for name in ("counts", "count_slot", "repetition", "frequency", "presence")),
     )
 
 

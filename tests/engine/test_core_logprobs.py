@@ -95,15 +95,6 @@ def test_what_was_gathered_before_a_preemption_is_kept(overlap: bool) -> None:
     assert any(computed and not num_output for computed, num_output in preempted), "nobody lost its blocks"
 
 
-def test_entries_are_cut_with_the_tokens() -> None:
-    tested = core()
-    tested.runner.script = [20, EOS, 30]  # type: ignore[attr-defined]
-    tested.add_request(1, request(1, [10], max_tokens=9, logprobs=0))
-    [output] = run(tested)
-    assert (output.new_token_ids, output.finish_reason) == ([20, EOS], "stop")
-    assert [-e.logprob for e in output.logprobs or []] == [20, EOS]
-
-
 @pytest.mark.parametrize(("min_tokens", "ends_after"), [(0, 1), (2, 3), (4, 5), (6, 6)])
 @pytest.mark.parametrize("params", [{}, {"stop_token_ids": (EOS,), "ignore_eos": True}])
 def test_nothing_but_the_length_ends_before_min_tokens(

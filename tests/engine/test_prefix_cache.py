@@ -94,6 +94,30 @@ def test_a_prompt_under_way_catches_up_with_one_that_is_ahead() -> None:
     assert served.num_hits > 96 - 3 * BLOCK_SIZE
 
 
+def test_a_running_sequence_is_found_as_far_as_its_tokens_are_known() -> None:
+    served = Served()
+    served.ask(PROMPT[:20], max_tokens=100)
+    tokens = expected_tokens(PROMPT[:20], 100)
+    num_known = 0
+    while num_known < 45:
+        num_known += len(served.core.step().get(1, []))
+    assert num_known == 45, "64 tokens are computed or under way, and known"
+    served.ask([*PROMPT[:20], *tokens[:45]], max_tokens=1)
+    found = []
+    while not found:
+        found = [m.usage.num_cached_tokens for m in served.core.step().get(1, []) if m.request_id == 1 and m.usage]
+    assert found == [64]
+
+
+@pytest.mark.parametrize("num_tokens", [15, 16, 17])
+def test_the_token_that_stops_a_sequence_is_not_computed_as_far_as_others_can_tell(num_tokens: int) -> None:
+    served = Served()
+    prompt, tokens = PROMPT[:16], expected_tokens(PROMPT[:16], num_tokens)
+    served.ask(prompt, max_tokens=50, stop_token_ids=(tokens[-1],))
+    assert served.drain()[0].finish_reason == "stop"
+    assert served.cached([*prompt, *tokens, 5]) == [32 if num_tokens == 17 else 16]
+
+
 def test_salts_keep_requests_apart() -> None:
     served = Served()
     assert served.cached(PROMPT, cache_salt="a") == [0]
@@ -139,12 +163,13 @@ def test_nobody_finds_what_a_failed_step_left(in_collect: bool) -> None:
     assert served.cached(PROMPT) == [32], "what earlier steps computed is still there"
 
 
-def test_a_step_that_was_cut_short_and_never_reported_leaves_nothing_either() -> None:
+@pytest.mark.parametrize("in_collect", [False, True])
+def test_a_step_that_was_cut_short_and_never_reported_leaves_nothing_either(in_collect: bool) -> None:
     served = Served()
     served.ask(PROMPT)
-    served.runner.fail_next = True
+    served.runner.fail_next, served.runner.fail_next_collect = not in_collect, in_collect
     with pytest.raises(RuntimeError):
-        served.core.step()
+        served.drain()
     served.core.abort_client(1)  # what `LLM` does after an interrupt
     assert served.cached(PROMPT) == [0]
 

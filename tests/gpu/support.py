@@ -80,7 +80,7 @@ def batch(
     num_used = sum(counts)
     num_blocks = max(num_blocks, 1 + num_used)
     order = num_blocks - num_used + torch.randperm(num_used, device=device)
-    table = torch.zeros(len(lens), max(counts), dtype=torch.int32, device=device)
+    table = torch.full((len(lens), max(counts)), 2**30, dtype=torch.int32, device=device)
     for s, blocks in enumerate(order.split(counts)):
         table[s, : len(blocks)] = blocks
     shape = (num_blocks, num_kv_heads, block_size, head_dim)

@@ -1,5 +1,7 @@
 """Sampling and log-probabilities over a vocabulary of 152k, replayed with other parameters."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from tests.kernels.oracle import relative_error
 
 VOCAB = 151936
 ROWS = 64
+COLUMNS = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
 
 
 def logits_of(num_rows: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -35,13 +38,6 @@ def mixed(num_rows: int, device: torch.device, seed: int = 0) -> SamplingTensors
     )
 
 
-def inputs_of(sampling: SamplingTensors) -> object:
-    from kernels.gpu.sampling import SamplerInputs
-
-    names = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-    return SamplerInputs(*(getattr(sampling, name).clone() for name in names), None)
-
-
 def assert_sampled(found: torch.Tensor, logits: torch.Tensor, sampling: SamplingTensors) -> None:
     """Greedy rows exactly. Of the others at most one in 32 may differ: logarithms of the noise that differ in the last
     bit decide between two tokens about once in 10^5 rows, sums of probabilities at the edge of top_p more often."""
@@ -58,7 +54,7 @@ def test_sample(device: torch.device, hardware: Hardware, num_rows: int, dtype: 
     from kernels.gpu.sampling import sample
 
     logits, sampling = logits_of(num_rows, device, dtype), mixed(num_rows, device)
-    assert_sampled(sample(logits, inputs_of(sampling)), logits, sampling)
+    assert_sampled(sample(logits, sampling), logits, sampling)
 
 
 def test_flat_and_peaked_rows(device: torch.device, hardware: Hardware) -> None:
@@ -70,39 +66,35 @@ def test_flat_and_peaked_rows(device: torch.device, hardware: Hardware) -> None:
     logits[6:12, 77_777] = 200.0
     logits[12:18, 5:] = float("-inf")
     sampling = mixed(24, device)
-    assert_sampled(sample(logits, inputs_of(sampling)), logits, sampling)
+    assert_sampled(sample(logits, sampling), logits, sampling)
 
 
 def test_replayed_with_other_logits_and_parameters(device: torch.device, hardware: Hardware) -> None:
     from kernels.gpu.sampling import sample
 
     logits = logits_of(ROWS, device)
-    inputs = inputs_of(mixed(ROWS, device))
-    graph, found = captured(lambda: sample(logits, inputs))
+    sampling = mixed(ROWS, device)
+    graph, found = captured(lambda: sample(logits, sampling))
     for seed in (1, 2, 3):
         logits.copy_(logits_of(ROWS, device))
         # The kinds move on by a row each time, so that every row is captured as one and replayed as another.
         new = mixed(ROWS + seed, device, seed)
-        for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "positions"):
-            getattr(inputs, name).copy_(getattr(new, name)[seed:])
-        now = SamplingTensors(
-            *(getattr(inputs, name) for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")),
-            all_greedy=False,
-        )
+        for name in COLUMNS:
+            getattr(sampling, name).copy_(getattr(new, name)[seed:])
         found.fill_(-1)
         graph.replay()
-        assert_sampled(found, logits, now)
-        assert torch.equal(found, sample(logits, inputs)), "a replay computes what a call does"
+        assert_sampled(found, logits, sampling)
+        assert torch.equal(found, sample(logits, sampling)), "a replay computes what a call does"
 
 
 def test_a_row_does_not_depend_on_its_batch(device: torch.device, hardware: Hardware) -> None:
-    from kernels.gpu.sampling import SamplerInputs, sample
+    from kernels.gpu.sampling import sample
 
     logits, sampling = logits_of(ROWS, device), mixed(ROWS, device)
-    names = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-    together = sample(logits, inputs_of(sampling))
+    together = sample(logits, sampling)
     for row in range(7, 13):
-        alone = SamplerInputs(*(getattr(sampling, name)[row : row + 1].clone() for name in names), None)
+        columns = {name: getattr(sampling, name)[row : row + 1].clone() for name in COLUMNS}
+        alone = dataclasses.replace(sampling, **columns)
         assert int(sample(logits[row : row + 1], alone)) == int(together[row])
 
 
@@ -127,7 +119,7 @@ def test_ties_go_to_the_lower_id(device: torch.device, hardware: Hardware) -> No
 
     logits = logits_of(6, device).round()  # many of each value
     sampling = mixed(6, device)
-    greedy = sample(logits, inputs_of(sampling))[0]
+    greedy = sample(logits, sampling)[0]
     assert int(greedy) == int((logits[0] == logits[0].max()).nonzero()[0])
     token_ids = torch.randint(0, VOCAB, (6,), device=device)
     found = logprobs(logits, token_ids, 20)
@@ -151,5 +143,5 @@ def test_rows_past_int32(device: torch.device, hardware: Hardware) -> None:
     assert relative_error(found.chosen[-4:], expected.chosen) < 1e-5
     sampling = mixed(num_rows, device)
     sampling.temperature[-4:] = 0.0
-    tokens = sample(logits, inputs_of(sampling))
+    tokens = sample(logits, sampling)
     assert torch.equal(tokens[-4:], logits[-4:].float().argmax(-1))

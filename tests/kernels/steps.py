@@ -1,6 +1,7 @@
-"""Random steps as the engine's runner hands them over: tables in one staging buffer, rows with holes, sizes of all kinds."""
+"""Random steps as the engine's runner hands them over: tables in one staging buffer, rows with holes, many sizes."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +86,16 @@ def untouched(step: Step, *, spare: int = 3) -> StepInputs:
         shape = (num_seqs, step.state.block_table.shape[1]) if name == "block_table" else (sizes.get(name, num_seqs),)
         columns[name] = torch.full(shape, -77, dtype=dtype)
     return StepInputs(**columns)
+
+
+def on(value: Any, device: torch.device) -> Any:
+    """A dataclass of tensors, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return dataclasses.replace(value, **{field.name: on(getattr(value, field.name), device) for field in fields})
+    return value
 
 
 def assert_same(found: StepInputs, expected: StepInputs) -> None:

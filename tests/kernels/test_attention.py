@@ -10,6 +10,7 @@ from kernels import AttentionForm, AttentionHeads, AttentionMetadata, Kernels, f
 from kernels.cpu import CpuKernels
 from kernels.reference import ReferenceKernels, rope_tables
 from tests.kernels import oracle
+from tests.kernels.steps import GARBAGE
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")
@@ -67,7 +68,8 @@ def make_case(kernels, lens, num_heads, num_kv_heads, head_dim, dtype, *, block_
     blocks_of = [-(-seq_len // block_size) for _, seq_len in lens]
     num_blocks = sum(blocks_of) + 3
     ids = (torch.randperm(num_blocks - 1, generator=generator) + 1).tolist()
-    table = torch.zeros(len(lens), max(blocks_of), dtype=torch.int32)
+    # What stands past a sequence's blocks means nothing.
+    table = torch.full((len(lens), max(blocks_of) + 1), GARBAGE, dtype=torch.int32)
     for s, count in enumerate(blocks_of):
         table[s, :count] = torch.tensor([ids.pop() for _ in range(count)])
     shape = (num_blocks * block_size, num_kv_heads, head_dim)
@@ -95,6 +97,12 @@ def test_cpu_form_matches_float64_on_a_mixed_batch(heads, dtype):
 @dtypes
 def test_reference_matches_float64(dtype):
     make_case(ReferenceKernels(), MIXED, 4, 2, 64, dtype).check()
+
+
+@dtypes
+@pytest.mark.parametrize("kernels", [cpu(), ReferenceKernels()], ids=["cpu", "reference"])
+def test_padding_becomes_zeros_and_harms_nobody(kernels, dtype):
+    make_case(kernels, [(1, 0), (1, 17), (1, 0), (5, 20), (1, 0)], 4, 2, 64, dtype).check()
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 48, 128])
@@ -126,7 +134,7 @@ def test_what_lies_past_a_sequence_does_not_count(dtype, stale):
     case = make_case(cpu(), lens, 4, 2, 32, dtype)
     before = case.attend()
     for dense in case.dense:
-        dense[0] = stale  # the null block, which pads the short rows
+        dense[0] = stale  # nobody's
         for s, (_, seq_len) in enumerate(lens):
             dense[case.metadata.block_table[s, seq_len // BLOCK_SIZE], seq_len % BLOCK_SIZE :] = stale
     case.cache = fill(case.kernels, *(dense.flatten(0, 1) for dense in case.dense), BLOCK_SIZE)

@@ -74,6 +74,56 @@ def test_a_large_vocabulary() -> None:
     assert CPU.sample(logits[-1:], batch(rows[-1:], vocab_size)).item() == tokens[-1]
 
 
+def test_rows_become_bits_starts_and_counts() -> None:
+    """What the helper of these tests makes of rows; the other tests would not notice if it left out an edit."""
+    rows = [Row(), Row(allowed=frozenset({0, 31, 32, 69}), held={3: 2, 69: 0}), Row(bias={5: 1.0, 9: BAN}), Row()]
+    edits = batch(rows, 70).edits
+    assert edits is not None
+    assert edits.bitmask.tolist() == [[1 - 2**31, 1, 1 << 5]]
+    assert edits.mask_row.tolist() == [-1, 0, -1, -1]
+    assert edits.bias_start.tolist() == [0, 0, 0, 2, 2]
+    assert edits.bias_ids.tolist() == [5, 9]
+    assert edits.bias_values.tolist() == [1.0, BAN]
+    assert edits.count_slot.tolist() == [-1, 0, -1, -1]
+    assert edits.counts[0].nonzero()[:, 0].tolist() == [3, 69]
+    assert edits.counts[0, [3, 69]].tolist() == [5, 1]
+    assert batch([Row()], 70).edits is None
+
+
+def test_slots_in_any_order_and_counts_of_the_output_alone() -> None:
+    """The engine's rows are spread over tables of all sequences; entries of `bias_ids` past the last mean nothing."""
+    vocab_size = 300
+    held = {token: token % 4 for token in range(0, vocab_size, 3)}
+    rows = [
+        Row(held=held, repetition=1.5, frequency=0.3, presence=0.2, temperature=0.0),
+        Row(seed=3),
+        Row(held={7: 1, 8: 0}, repetition=3.0, bias={4: 2.0}, seed=4, allowed=frozenset(range(0, 300, 2))),
+        Row(held=held, frequency=2.0, top_k=4, seed=5),
+    ]
+    sampling = batch(rows, vocab_size)
+    assert sampling.edits is not None
+    counts = torch.full((6, vocab_size), 999, dtype=torch.int32)
+    counts[torch.tensor([4, 0, 2])] = sampling.edits.counts
+    # Tokens that only the output holds are penalised as those of the prompt are.
+    counts[2] -= (counts[2] > 1).int()
+    spread = dataclasses.replace(
+        sampling.edits,
+        bitmask=torch.cat((torch.zeros(3, 10, dtype=torch.int32), sampling.edits.bitmask)),
+        mask_row=torch.tensor([-1, -1, 3, -1], dtype=torch.int32),
+        counts=counts,
+        count_slot=torch.tensor([4, -1, 0, 2], dtype=torch.int32),
+        bias_ids=torch.cat((sampling.edits.bias_ids, torch.tensor([2**30], dtype=torch.int32))),
+        bias_values=torch.cat((sampling.edits.bias_values, torch.tensor([math.nan]))),
+    )
+    logits = torch.randn(4, vocab_size, generator=torch.Generator().manual_seed(5)) * 2
+    expected = torch.tensor([edited(logits[i].tolist(), row) for i, row in enumerate(rows)])
+    there = dataclasses.replace(sampling, edits=spread)
+    torch.testing.assert_close(edit_logits(logits, there), expected, rtol=1e-5, atol=1e-5)
+    tokens = CPU.sample(logits, there)
+    assert torch.equal(tokens, CPU.sample(logits, sampling))
+    assert torch.equal(tokens, REFERENCE.sample(logits, there))
+
+
 HELD = {3: 2, 8: 0, 11: 1, 20: 5}
 
 

@@ -1,7 +1,8 @@
 /* Choosing one token per row of logits: argmax, or a Gumbel draw from what min_p, top_k and top_p leave.
  *
- * The form of `reference.sample` after its edits. A row is read once or twice; what is sorted or searched is only the few
- * tokens that can still be chosen. Rows are independent.
+ * The form of `reference.sample`. A row that has edits is first copied and changed; the copy stays in a core's cache. A
+ * row is read once or twice; what is sorted or searched is only the few tokens that can still be chosen. Rows are
+ * independent.
  */
 #include <stdlib.h>
 
@@ -18,6 +19,11 @@ typedef struct {
     const int32_t *top_k;
     const uint32_t *k1, *k2;
     int64_t *tokens;
+    /* LogitEdits, in its order; all NULL where no row has any. */
+    const int32_t *bitmask, *mask_row, *bias_start, *bias_ids;
+    const float *bias_values;
+    const int32_t *counts, *count_slot;
+    const float *repetition, *frequency, *presence;
 } Sampling;
 
 /* Tokens that may still be chosen: scaled logits, weights e^scaled, ids. One per thread, kept. */
@@ -27,6 +33,11 @@ typedef struct {
     int room;
 } Candidates;
 static __thread Candidates scratch;
+/* A row after its edits, with room for a whole vector at its end. One per thread, kept. */
+static __thread struct {
+    float *x;
+    int room;
+} edited;
 
 static const vi LANE_IDS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -283,8 +294,7 @@ INLINE int truncate_row(const int is_bf16, const Sampling *s, const char *row, i
     return kept;
 }
 
-INLINE int sample_row(const int is_bf16, const Sampling *s, int r) {
-    const char *row = s->logits + r * s->row_bytes;
+INLINE int sample_row(const int is_bf16, const Sampling *s, const char *row, int r) {
     const int vocab_size = s->vocab_size;
     const float temperature = s->temperature[r];
     if (temperature == 0.0f) return argmax(is_bf16, row, vocab_size);
@@ -320,12 +330,77 @@ INLINE int sample_row(const int is_bf16, const Sampling *s, int r) {
     return best_id(&best);
 }
 
-static void sample_task(void *context, int r) {
-    const Sampling *s = context;
-    s->tokens[r] = s->is_bf16 ? sample_row(1, s, r) : sample_row(0, s, r);
+INLINE void copy_row(const int is_bf16, const char *row, int vocab_size, float *x) {
+    for (int i = 0; i < vocab_size; i += LANES) store_f32(x + i, logits_at(is_bf16, row, i, vocab_size));
 }
 
-/* logits: rows of row_bytes. All else is [num_rows]; k1 and k2 are the words of `reference.row_keys`. */
+/* -inf where the bit of the token is not set. */
+static void mask_tokens(float *x, const uint32_t *words, int vocab_size) {
+    for (int i = 0; i < vocab_size; i += LANES) {
+        const vi bits = ((int32_t)(words[i / 32] >> i % 32) - (vi){0}) >> LANE_IDS;
+        const vi allowed = (bits & 1) != 0;
+        store_f32(x + i, (vf)(((vi)load_f32(x + i) & allowed) | ((vi)splat(-INFINITY) & ~allowed)));
+    }
+}
+
+/* The price of one token that the sequence holds. Products are made in double, where they are exact, and rounded once:
+ * the compiler would fuse a float product with the sum after it, and a tie would be decided unlike the reference's. */
+static float penalised(float x, int in_output, float repetition, float frequency, float presence) {
+    float y = x > 0.0f ? x / repetition : (float)((double)x * repetition);
+    y -= (float)((double)in_output * frequency);
+    return in_output > 0 ? y - presence : y;
+}
+
+static void penalise(const Sampling *s, int r, float *x) {
+    const int32_t *counts = s->counts + (size_t)s->count_slot[r] * s->vocab_size;
+    const float repetition = s->repetition[r], frequency = s->frequency[r], presence = s->presence[r];
+    for (int i = 0; i < s->vocab_size; i += LANES) {
+        const int num = s->vocab_size - i < LANES ? s->vocab_size - i : LANES;
+        int any = 0;
+        if (num == LANES) {
+            const vi some = load_i32((const char *)(counts + i));
+            for (int lane = 0; lane < LANES; lane++) any |= some[lane];
+            if (!any) continue;
+        }
+        for (int t = i; t < i + num; t++)
+            if (counts[t]) x[t] = penalised(x[t], counts[t] >> 1, repetition, frequency, presence);
+    }
+}
+
+static int has_edits(const Sampling *s, int r) {
+    return s->mask_row && (s->mask_row[r] >= 0 || s->count_slot[r] >= 0 || s->bias_start[r + 1] > s->bias_start[r]);
+}
+
+/* `reference.edit_logits` of one row. */
+static const char *edit_row(const Sampling *s, const char *row, int r) {
+    const int vocab_size = s->vocab_size;
+    if (edited.room < vocab_size) {
+        free(edited.x);
+        edited.room = vocab_size;
+        edited.x = malloc(sizeof(float) * ((size_t)vocab_size + LANES));
+    }
+    float *x = edited.x;
+    if (s->is_bf16)
+        copy_row(1, row, vocab_size, x);
+    else
+        copy_row(0, row, vocab_size, x);
+    if (s->mask_row[r] >= 0)
+        mask_tokens(x, (const uint32_t *)s->bitmask + (size_t)s->mask_row[r] * ((vocab_size + 31) / 32), vocab_size);
+    for (int i = s->bias_start[r]; i < s->bias_start[r + 1]; i++) x[s->bias_ids[i]] += s->bias_values[i];
+    if (s->count_slot[r] >= 0) penalise(s, r, x);
+    return (const char *)x;
+}
+
+static void sample_task(void *context, int r) {
+    const Sampling *s = context;
+    const char *row = s->logits + r * s->row_bytes;
+    if (has_edits(s, r))
+        s->tokens[r] = sample_row(0, s, edit_row(s, row, r), r);
+    else
+        s->tokens[r] = s->is_bf16 ? sample_row(1, s, row, r) : sample_row(0, s, row, r);
+}
+
+/* logits: rows of row_bytes. All else but the edits is [num_rows]; k1 and k2 are the words of `reference.row_keys`. */
 EXPORT void sample(const Sampling *s, int num_rows) {
     Sampling copy = *s;
     parallel_for(num_rows, (long)num_rows * s->vocab_size > PARALLEL_ELEMENTS, sample_task, &copy);

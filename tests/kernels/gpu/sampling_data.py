@@ -1,19 +1,17 @@
 """Rows of logits of many shapes, batches on the device, and when two tokens are the same answer."""
 
-import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.gpu.sampling import from_sampling_tensors
 from kernels.gpu.sampling.configuration import SAMPLER, Configuration
 from kernels.gpu.sampling.rows import BUFFER, GREEDY, PLAIN, WHOLE_ROW
 from kernels.gpu.sampling.sampler import draw
 from kernels.interface import SamplingTensors
 from tests.kernels.sampling_rows import Row, batch
+from tests.kernels.steps import on
 
 __all__ = [
     "BUFFER",
@@ -51,23 +49,12 @@ def shaped(kind: str, num_rows: int, vocab: int, seed: int = 0) -> Tensor:
     raise ValueError(kind)
 
 
-def on(value: Any, device: torch.device) -> Any:
-    """A dataclass of tensors, on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return dataclasses.replace(value, **{field.name: on(getattr(value, field.name), device) for field in fields})
-    return value
-
-
 def drawn(
     logits: Tensor, rows: list[Row], device: torch.device, configuration: Configuration = SAMPLER
 ) -> tuple[Tensor, list[int]]:
-    """(tokens, ways) of the Triton form, through the engine's sparse tensors."""
-    num_rows, vocab = logits.shape
-    inputs = from_sampling_tensors(on(batch(rows, vocab), device), num_rows, vocab)
-    tokens, ways = draw(logits if logits.device == device else logits.to(device), inputs, configuration)
+    """(tokens, ways) of the Triton form."""
+    sampling = on(batch(rows, logits.shape[1]), device)
+    tokens, ways = draw(logits if logits.device == device else logits.to(device), sampling, configuration)
     assert tokens.dtype == torch.int64
     return tokens.cpu(), ways.tolist()
 

@@ -17,6 +17,7 @@ from kernels.gpu.decode_tuning import MAX_SPLITS, number_of_splits, tiling
 from kernels.gpu.hardware import KNOWN, Hardware
 from kernels.interface import AttentionForm, AttentionMetadata
 from tests.kernels.oracle import relative_error
+from tests.kernels.steps import GARBAGE
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 E4M3 = torch.float8_e4m3fn
@@ -54,12 +55,12 @@ def batch(
     dtype: torch.dtype = torch.float32,
     cache_dtype: torch.dtype | None = None,
 ) -> Batch:
-    """Random K and V in blocks in random order; everything else in the caches is NaN, the null block 0 too."""
+    """Random K and V in blocks in random order; everything else in the caches is NaN, block 0 too."""
     generator = torch.Generator().manual_seed(sum(lens) + size)
     num_heads, num_kv_heads = heads
     max_blocks = max(-(-n // block_size) for n in lens) + 1
     order = torch.randperm(len(lens) * max_blocks, generator=generator).view(len(lens), max_blocks) + 1
-    table = torch.zeros(len(lens), max_blocks, dtype=torch.int32)
+    table = torch.full((len(lens), max_blocks), GARBAGE, dtype=torch.int32)
     caches = torch.full((2, len(lens) * max_blocks + 1, block_size, num_kv_heads, size), float("nan"))
     for s, n in enumerate(lens):
         used = -(-n // block_size)

@@ -1,13 +1,19 @@
 """The Triton kernels together are a complete `Kernels`; what of it needs neither an engine nor a model."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
 
-from kernels import AttentionForm, AttentionHeads, AttentionMetadata
+from kernels import AttentionForm, AttentionHeads, AttentionMetadata, LogitEdits, SamplingTensors, StepInputs
 from kernels.gpu.hardware import Hardware
 from kernels.gpu.kernels import TritonKernels
 from kernels.reference import ReferenceKernels
 from tests.kernels.oracle import relative_error
+from tests.kernels.steps import Step, random_step, untouched
 
 
 def test_decodes_and_prompts_of_one_batch_are_written_side_by_side(device: torch.device, hardware: Hardware) -> None:
@@ -53,6 +59,85 @@ def test_columns_of_a_gathered_table_are_read_with_their_stride(device: torch.de
         # With one KV head the two layouts of a cache are the same bytes.
         results.append(torch.cat([x.flatten() for x in (*tables, query, *cache, chosen)]))
     assert relative_error(*results) < 1e-5
+
+
+class Operations(TorchDispatchMode):
+    """The names of torch's operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+# What takes memory, or another view of it, and no work of the GPU.
+NO_WORK = {"empty", "view", "slice", "select", "detach"}
+
+
+def every_operation(
+    kernels: TritonKernels, step: Step, out: StepInputs, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """A step, but for its linear layers, as a runner would call it: with views of buffers. dtypes: model's, cache's."""
+    dtype, cache_dtype = dtypes
+    kernels.expand_step(step.tables, step.state, 16, step.max_blocks, out)
+    num_tokens, num_seqs, num_rows, vocab = 30, 5, 3, 300
+    x = torch.empty(num_tokens, 64, dtype=dtype)
+    kernels.rms_norm(x, x[0], 1e-6)
+    kernels.add_rms_norm(x, x, x[0], 1e-6)
+    kernels.silu_and_mul(x)
+    kernels.gelu_and_mul(x)
+    tables = kernels.rope_tables(out.positions[:num_tokens], torch.empty(8), 1.0)
+    cache = tuple(torch.empty(s, dtype=cache_dtype) for s in kernels.kv_cache_shapes(4, 16, 1, 16))
+    rotate = kernels.pack_heads(AttentionHeads(2, 1, 16, x[0, :16], x[0, :16], 1e-6))
+    query = rotate(x, tables, (cache[0], cache[1]), out.slot_mapping[:num_tokens])
+    for longest, num_decodes in ((20, 3), (1, 0)):
+        metadata = AttentionMetadata(
+            out.slot_mapping[:num_tokens], step.tables.query_start_loc, step.tables.seq_lens,
+            out.block_table[:num_seqs], longest, 40, num_decodes,
+        )  # fmt: skip
+        plan = kernels.plan_attention(metadata)
+        sinks = torch.empty(2)
+        for form in (AttentionForm(1.0), AttentionForm(1.0, 8, 30.0, sinks, 0.5, 0.5)):
+            kernels.paged_attention(query[: num_tokens if longest > 1 else num_seqs], *cache, plan, form)
+    spare = torch.empty(9, dtype=torch.int32)
+    edits = LogitEdits(
+        step.state.masks, out.mask_row[:num_rows], spare[: num_rows + 1], spare, spare.view(torch.float32),
+        step.state.counts, out.count_slot[:num_rows], out.repetition[:num_rows], out.frequency[:num_rows],
+        out.presence[:num_rows],
+    )  # fmt: skip
+    columns = (out.temperature, out.top_k, out.top_p, out.min_p, out.seeds, out.sample_positions)
+    logits = torch.empty(num_rows, vocab, dtype=dtype)
+    for some in (None, edits):
+        sampling = SamplingTensors(*(column[:num_rows] for column in columns), all_greedy=True, edits=some)
+        tokens = kernels.sample(logits, sampling)
+    kernels.logprobs(logits, tokens, 5)
+    kernels.count_tokens(step.state.counts, out.count_slot[:num_rows], tokens)
+    kernels.write_words(step.state.last_tokens, out.sample_rows[:num_rows], tokens)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.bfloat16, torch.float8_e4m3fn)],
+)
+def test_torch_computes_nothing_but_products(
+    monkeypatch: pytest.MonkeyPatch, hardware: Hardware, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
+    """Not even a copy: all that a step does on the GPU, beside its linear layers, are launches of our kernels.
+
+    The launches are left out here; the launchers' own torch is what is looked at, on the CPU's memory.
+    """
+    launches: list[object] = []
+    for launch, name in ((interpreter.GridExecutor, "__call__"), (JITFunction, "run")):
+        monkeypatch.setattr(launch, name, lambda kernel, *_, **__: launches.append(kernel))
+    step = random_step([(1, 5), (1, 40), (1, 0), (20, 20), (7, 30)], num_rows=8)
+    out = untouched(step)
+    with Operations() as found:
+        every_operation(TritonKernels(hardware), step, out, (dtype, cache_dtype))
+    assert found.names <= NO_WORK
+    assert len(launches) > 20
 
 
 def test_what_there_is_no_room_for_is_refused(device: torch.device, hardware: Hardware) -> None:

@@ -11,6 +11,7 @@ from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.prefill_tiling import Tiling, tiling_for
 from kernels.interface import AttentionForm, AttentionMetadata
 from tests.kernels.oracle import relative_error
+from tests.kernels.steps import GARBAGE
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 # The real tiles are slow to interpret; these have the same edges at shorter lengths.
@@ -29,7 +30,7 @@ class Batch:
     table: torch.Tensor
 
     def expected(self, form: AttentionForm) -> torch.Tensor:
-        """By definition; its null block and slots past the end are never read."""
+        """By definition; what lies past a sequence's end is never read."""
         metadata = AttentionMetadata(torch.empty(0), self.starts, self.lengths, self.table, 0, 0)
         caches = [_bytes(c).transpose(1, 2).contiguous().view(c.dtype) for c in (self.key_cache, self.value_cache)]
         return reference.paged_attention(self.query.float(), *caches, metadata, form)
@@ -50,13 +51,13 @@ def make_batch(
     dtype: torch.dtype = torch.float32,
     cache_dtype: torch.dtype | None = None,
 ) -> Batch:
-    """lens: (query_len, seq_len) of each sequence. Blocks are dealt in no order; block 0 is the null block."""
+    """lens: (query_len, seq_len) of each sequence. Blocks are dealt in no order; block 0 is nobody's."""
     generator = torch.Generator().manual_seed(7)
     num_tokens = sum(queries for queries, _ in lens)
     query = torch.randn(num_tokens, group * kv_heads, head_dim, generator=generator).to(dtype)
     num_blocks = [-(-length // block_size) for _, length in lens]
     order = (torch.randperm(sum(num_blocks), generator=generator) + 1).tolist()
-    table = torch.zeros(len(lens), max(*num_blocks, 1) + 1, dtype=torch.int32)
+    table = torch.full((len(lens), max(*num_blocks, 1) + 1), GARBAGE, dtype=torch.int32)
     caches = torch.full((2, sum(num_blocks) + 1, kv_heads, block_size, head_dim), float("nan"))
     for s, (_, length) in enumerate(lens):
         for n in range(num_blocks[s]):

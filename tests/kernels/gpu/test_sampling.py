@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from kernels import reference
 from kernels.gpu.hardware import Hardware
-from kernels.gpu.sampling import SamplerInputs, from_sampling_tensors, sample
+from kernels.gpu.sampling import sample
 from kernels.gpu.sampling.configuration import SAMPLER
 from kernels.gpu.sampling.sampler import draw
+from kernels.interface import SamplingTensors
 from tests.kernels.gpu.conftest import HAS_GPU
 from tests.kernels.gpu.sampling_data import BUFFER, GREEDY, PLAIN, SMALL, WHOLE_ROW, assert_agrees, drawn, on, shaped
 from tests.kernels.sampling_rows import Row, batch, probabilities
@@ -158,13 +160,9 @@ def test_draws_follow_the_truncated_softmax(device: torch.device, row: Row) -> N
     vocab, draws = 50, 40_000 if HAS_GPU else 300
     logits = torch.linspace(-2.0, 2.0, vocab)[torch.randperm(vocab, generator=torch.Generator().manual_seed(3))]
     sampling = batch([row] * draws, vocab)
-    inputs = from_sampling_tensors(
-        on(dataclasses.replace(sampling, seeds=torch.arange(draws) % 1999, positions=torch.arange(draws)), device),
-        draws,
-        vocab,
-    )
+    sampling = dataclasses.replace(sampling, seeds=torch.arange(draws) % 1999, positions=torch.arange(draws))
     configuration = dataclasses.replace(SAMPLER, span=16, spans=4, capacity=64, tile=64, wide_tile=64)
-    tokens, _ = draw(logits.to(device).expand(draws, -1), inputs, configuration)
+    tokens, _ = draw(logits.to(device).expand(draws, -1), on(sampling, device), configuration)
     counts = torch.bincount(tokens.cpu(), minlength=vocab).double()
     exact = torch.tensor(probabilities(logits.tolist(), row), dtype=torch.float64)
     kept = exact > 0
@@ -175,18 +173,18 @@ def test_draws_follow_the_truncated_softmax(device: torch.device, row: Row) -> N
 
 
 def test_no_rows(device: torch.device, hardware: Hardware) -> None:
-    inputs = from_sampling_tensors(on(batch([], 10), device), 0, 10)
-    assert sample(torch.empty(0, 10, device=device), inputs).shape == (0,)
+    assert sample(torch.empty(0, 10, device=device), on(batch([], 10), device)).shape == (0,)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="graphs need a GPU")
 def test_one_graph_serves_every_mixture(device: torch.device, hardware: Hardware) -> None:
     vocab, num_rows = 151_936, len(FILTERS)
     logits = torch.empty(num_rows, vocab, dtype=torch.bfloat16, device=device)
-    fields = [field.name for field in dataclasses.fields(SamplerInputs) if field.name != "edits"]
+    fields = [field.name for field in dataclasses.fields(SamplingTensors) if field.type == Tensor]
+    assert len(fields) == 6
     orders = [list(range(num_rows)), list(reversed(range(num_rows))), [1] * num_rows, [0] * num_rows]
     filled = [batch([FILTERS[i] for i in order], vocab) for order in orders]
-    static = from_sampling_tensors(on(filled[2], device), num_rows, vocab)
+    static = on(filled[2], device)
     sample(logits.normal_(), static)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -11,7 +11,7 @@ import json, torch
 from kernels.gpu.ahead_of_time import compile_cases
 from kernels.gpu.cases import CompileCase
 from kernels.gpu.hardware import KNOWN
-from kernels.gpu.sampling import empty_inputs, logprobs, sample, update_counts
+from kernels.gpu.sampling import empty_inputs, logprobs, sample, count_tokens
 
 VOCAB = 32000
 
@@ -21,7 +21,7 @@ def launch(num_rows):
     for with_edits in (False, True):
         sample(logits, empty_inputs(num_rows, VOCAB, "meta", with_edits=with_edits))
     counts = torch.empty(num_rows, VOCAB, dtype=torch.int32, device="meta")
-    update_counts(counts, torch.empty(num_rows, dtype=torch.int32, device="meta"), tokens)
+    count_tokens(counts, torch.empty(num_rows, dtype=torch.int32, device="meta"), tokens)
     logprobs(logits, tokens, num_rows % 21)
 
 # One name for all: a binary is then told apart by its machine code alone.

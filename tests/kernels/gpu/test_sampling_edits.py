@@ -1,4 +1,4 @@
-"""Grammar masks, biases and penalties in Triton equal their definition, from sparse tensors and from device counts."""
+"""Grammar masks, biases and penalties in Triton equal their definition."""
 
 import dataclasses
 import math
@@ -10,10 +10,11 @@ import triton.language as tl
 
 from kernels import reference
 from kernels.gpu.hardware import Hardware
-from kernels.gpu.sampling import LogitEdits, SamplerInputs, from_sampling_tensors, logprobs, sample, update_counts
+from kernels.gpu.sampling import count_tokens, logprobs, sample
 from kernels.gpu.sampling.configuration import SAMPLER
 from kernels.gpu.sampling.edits import edit_chunk
 from kernels.gpu.sampling.sampler import draw, fields
+from kernels.interface import LogitEdits
 from tests.kernels.gpu.conftest import HAS_GPU
 from tests.kernels.gpu.sampling_data import SMALL, assert_agrees, drawn, on, shaped
 from tests.kernels.sampling_rows import Row, batch
@@ -67,12 +68,12 @@ def test_every_edit_is_the_definition(device: torch.device, vocab: int, always: 
     rows = every_edit(vocab)
     sampling = batch(rows, vocab)
     logits = shaped("random", len(rows), vocab, 1)
-    inputs = from_sampling_tensors(on(sampling, device), len(rows), vocab)
+    edits = on(sampling, device).edits
     nan = torch.full((2, len(rows), vocab), math.nan, device=device)
     edited, found = nan[0], nan[1]
     flags = torch.full((len(rows),), -1, dtype=torch.int32, device=device)
     _edit[(len(rows), -(-vocab // 64))](
-        logits.to(device), fields(inputs.edits), edited, found, flags, vocab, ALWAYS=always, N=64
+        logits.to(device), fields(edits), edited, found, flags, vocab, ALWAYS=always, N=64
     )
     expected = reference.edit_logits(logits, sampling)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=1e-6)
@@ -117,21 +118,6 @@ def test_many_chunks(device: torch.device) -> None:
     assert_agrees(tokens, logits, batch(rows, vocab))
 
 
-def test_sparse_tensors_become_bits_starts_and_counts(device: torch.device) -> None:
-    vocab = 70
-    rows = [Row(), Row(allowed=frozenset({0, 31, 32, 69}), held={3: 2, 69: 0}), Row(bias={5: 1.0, 9: BAN}), Row()]
-    edits = from_sampling_tensors(on(batch(rows, vocab), device), 4, vocab).edits
-    assert edits is not None
-    assert edits.bitmask.tolist() == [[1 - 2**31, 1, 1 << 5]]
-    assert edits.mask_row.tolist() == [-1, 0, -1, -1]
-    assert edits.bias_start.tolist() == [0, 0, 0, 2, 2]
-    assert edits.bias_ids.tolist() == [5, 9]
-    assert edits.count_slot.tolist() == [-1, 1, -1, -1]
-    assert edits.counts[1].nonzero()[:, 0].tolist() == [3, 69]
-    assert edits.counts[1, [3, 69]].tolist() == [5, 1]
-    assert from_sampling_tensors(on(batch([Row()], vocab), device), 1, vocab).edits is None
-
-
 def test_counts_of_slots_that_last(device: torch.device) -> None:
     """Slots in any order, others' counts beside them, spare capacity of the biases filled with nonsense."""
     vocab = 301
@@ -151,9 +137,8 @@ def test_counts_of_slots_that_last(device: torch.device) -> None:
             counts[slot] = torch.tensor([2 * row.held[t] + 1 if t in row.held else 0 for t in range(vocab)])
     # Tokens that only the output holds are penalised as those of the prompt are.
     counts[2] -= (counts[2] > 1).int()
-    sparse = from_sampling_tensors(on(sampling, device), 4, vocab)
-    assert sparse.edits is not None
-    edits = on(dataclasses.replace(sparse.edits, counts=counts, count_slot=slots), device)
+    assert sampling.edits is not None
+    edits = on(dataclasses.replace(sampling.edits, counts=counts, count_slot=slots), device)
     spare = torch.full((50,), 2**30, dtype=torch.int32, device=device)
     edits = dataclasses.replace(
         edits,
@@ -161,7 +146,7 @@ def test_counts_of_slots_that_last(device: torch.device) -> None:
         bias_values=torch.cat((edits.bias_values, spare.float() * math.nan)),
     )
     for configuration in (SAMPLER, SMALL):
-        tokens, _ = draw(logits.to(device), dataclasses.replace(sparse, edits=edits), configuration)
+        tokens, _ = draw(logits.to(device), dataclasses.replace(on(sampling, device), edits=edits), configuration)
         assert_agrees(tokens.cpu(), logits, sampling)
 
 
@@ -177,9 +162,9 @@ def test_tokens_are_counted(device: torch.device, num_rows: int) -> None:
         if slot >= 0:
             expected[slot, token] += 2
     found = counts.to(device)
-    update_counts(found, slots.to(device), tokens.to(device))
+    count_tokens(found, slots.to(device), tokens.to(device))
     assert torch.equal(found.cpu(), expected)
-    update_counts(found, slots[:0].to(device), tokens[:0].to(device))
+    count_tokens(found, slots[:0].to(device), tokens[:0].to(device))
     assert torch.equal(found.cpu(), expected)
 
 
@@ -192,7 +177,7 @@ def test_nothing_waits_for_the_device(device: torch.device, hardware: Hardware) 
     there, on_device = logits.to(device), on(sampling, device)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        tokens = sample(there, from_sampling_tensors(on_device, len(rows), vocab))
+        tokens = sample(there, on_device)
         logprobs(there, tokens, 5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -204,4 +189,3 @@ def test_all_fields_reach_the_kernel() -> None:
     names = [field.name for field in dataclasses.fields(LogitEdits)]
     marks = {name: torch.tensor(i) for i, name in enumerate(names)}
     assert [int(tensor) for tensor in fields(LogitEdits(**marks)) or ()] == list(range(len(names)))
-    assert [field.name for field in dataclasses.fields(SamplerInputs)][-1] == "edits"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the script runs from a checkout that is not installed
 
 from benchmarks.common import finish, machine, percentile, random_prompts, say
-from engine.api import EngineConfig, GenerateRequest, RequestOutput, SamplingParams
+from engine.api import EngineConfig, GenerateRequest, SamplingParams
 from engine.core import EngineCore
 from engine.runner import load_runner
 
@@ -94,10 +94,9 @@ def measure(directory: Path, budget: int, args: argparse.Namespace) -> dict[str,
     gaps_ms: list[float] = []
     ttft_s, tail = 0.0, args.tail
     while tail:
-        messages = core.step()
+        outputs = core.step()
         now = time.perf_counter()
-        for client, message in messages:
-            assert isinstance(message, RequestOutput)
+        for client, message in ((client, message) for client, messages in outputs.items() for message in messages):
             if client == 1:
                 gaps_ms.append(1000 * (now - last[message.request_id]))
                 last[message.request_id] = now

@@ -3,7 +3,9 @@
     python benchmarks/scheduler.py
 
 1. --num-seqs sequences decode on the real runner over a model that computes nothing: everything of a step is there
-   (schedule, batch, sampling rows, update, output messages and their encoding) but forward, logits and sampling.
+   (schedule, batch, sampling rows, update, output messages and their encoding) but forward, logits and sampling. With
+   --host-only the device's half of the batch is left out too, and steps overlap: what is left is what the host does per
+   step beside a GPU, without the calls of CUDA.
 2. The same runner serves --num-requests prompts of random tokens, without and with the prefix cache in turns. What the
    cache adds to a request is compared with the time that the request takes with --model.
 """
@@ -28,7 +30,8 @@ from engine.api import EngineConfig, GenerateRequest, ModelInfo, Outputs, encode
 from engine.core import EngineCore
 from engine.llm import TokensPrompt
 from engine.loading import read_model_config
-from engine.runner.model_runner import ModelRunner, RunnerLimits
+from engine.runner.device import Finished, HostDevice, Pending
+from engine.runner.model_runner import LoadedModel, ModelRunner, RunnerLimits
 from kernels import for_device
 
 PHASES = ("schedule", "launch", "collect", "update")
@@ -49,6 +52,18 @@ class NullModel:
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """The rows as they are: nobody looks at them."""
         return hidden
+
+
+class NullDevice(HostDevice):
+    """A device that never computes anything: its steps sample the same token always."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._tokens = torch.full((max_num_seqs,), _TOKEN)
+
+    def submit(self, work: Any) -> Pending:
+        """Look how many rows the step samples, and that is that."""
+        [step] = work.args
+        return Finished((self._tokens[: len(step.sampled)],))
 
 
 class NullKernels:
@@ -76,16 +91,19 @@ def null_core(args: argparse.Namespace, *, prefix_caching: bool, num_blocks: int
         max_num_waiting=2**31,
         block_size=args.block_size,
         enable_prefix_caching=prefix_caching,
+        async_scheduling=args.host_only,
     )
     limits = RunnerLimits(
         num_blocks=num_blocks,
         block_size=args.block_size,
         max_num_seqs=args.num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=max_model_len,
     )
     model: Any = NullModel(args.max_num_batched_tokens)
     kernels: Any = NullKernels(args.num_seqs)
-    runner = ModelRunner(model, kernels, model_config, torch.float32, limits)
+    device = NullDevice(args.num_seqs) if args.host_only else HostDevice()
+    runner = ModelRunner(LoadedModel(model, kernels, model_config, torch.float32), device, limits)
     info = ModelInfo(
         served_name="null",
         model_dir=args.model,
@@ -203,6 +221,7 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--num-requests", type=int, default=256)
     parser.add_argument("--max-num-batched-tokens", type=int, default=1024)
+    parser.add_argument("--host-only", action="store_true", help="steps overlap, and the device's half is left out")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

@@ -39,9 +39,7 @@ class EngineConfig:
     load_format: LoadFormat = setting(
         "auto", "Where weights come from: auto reads safetensors; dummy makes up random ones, to measure with."
     )
-    max_num_seqs: int | None = setting(
-        None, "Most sequences in one step; if not given, 256 on a GPU and 64 on a CPU."
-    )
+    max_num_seqs: int | None = setting(None, "Most sequences in one step; if not given, 256 on a GPU and 64 on a CPU.")
     max_num_batched_tokens: int | None = setting(
         None,
         "Token budget of one step: long prompts are computed in chunks of at most this many tokens; if not given, 8192 "

@@ -104,8 +104,10 @@ class _Advance(NamedTuple):
 
     rows: Array
     num_scheduled: Array
+    num_tokens: int
     seq_lens: Array
     is_sampled: Array
+    are_all_sampled: bool
     prompts: list[tuple[int, Sequence]]
     changes: Changes
 
@@ -122,6 +124,8 @@ class StepBuilder:
         tables = 4 * padded(limits.max_num_seqs + 1) + padded(limits.max_num_tokens)
         self.staging = Staging(device, tables + most_changes)
         self.inputs = empty_inputs(device.torch_device, limits)
+        self._ones = np.ones(limits.max_num_seqs, dtype=np.int64)
+        self._count_up = np.arange(limits.max_num_seqs + 1)
 
     def stage(self, output: SchedulerOutput, bucket_of: Callable[[int], int | None]) -> StagedStep:
         """The host's half, for a schedule with at least one pair.
@@ -129,25 +133,27 @@ class StepBuilder:
         bucket_of: to how many sequences a step of so many decodes is padded; None is not at all.
         """
         advance = self._advance(output)
-        rows, num_scheduled, seq_lens = advance.rows, advance.num_scheduled, advance.seq_lens
-        max_query_len = int(num_scheduled.max())
-        sampled = np.flatnonzero(advance.is_sampled)
-        bucket = bucket_of(len(rows)) if max_query_len == 1 and len(sampled) == len(rows) else None
-        num_padding = 0 if bucket is None else bucket - len(rows)
+        rows, seq_lens = advance.rows, advance.seq_lens
+        num_seqs, num_tokens = len(rows), advance.num_tokens
+        sampled_rows, sampled = rows, self._count_up[:num_seqs]
+        if not advance.are_all_sampled:
+            sampled = np.flatnonzero(advance.is_sampled)
+            sampled_rows = rows[sampled]
+        is_decode = num_tokens == num_seqs
+        bucket = bucket_of(num_seqs) if is_decode and advance.are_all_sampled else None
+        num_padding = 0 if bucket is None else bucket - num_seqs
         packet = self.staging.open()
         tables = self._pack_tables(packet, advance, num_padding)
         advance.changes.pack(packet)
-        sampled_rows = rows[sampled]
         has_edits = bool(self.rows.has_rules[sampled_rows].any())
         biases = joined_biases([self.rows.rules[row] for row in sampled_rows.tolist()]) if has_edits else None
-        longer = np.flatnonzero(num_scheduled != 1)
         return StagedStep(
             sizes=StepSizes(
-                num_seqs=len(rows) + num_padding,
-                num_tokens=int(num_scheduled.sum()) + num_padding,
+                num_seqs=num_seqs + num_padding,
+                num_tokens=num_tokens + num_padding,
                 num_sampled=len(sampled) + num_padding,
-                num_decodes=int(longer[0]) if len(longer) else len(rows) + num_padding,
-                max_query_len=max_query_len,
+                num_decodes=num_seqs + num_padding if is_decode else int(np.argmax(advance.num_scheduled != 1)),
+                max_query_len=1 if is_decode else int(advance.num_scheduled.max()),
                 max_seq_len=int(seq_lens.max()),
             ),
             is_bucket=bucket is not None,
@@ -159,7 +165,7 @@ class StepBuilder:
             all_greedy=not self.rows.temperature[sampled_rows].any(),
             sampled=sampled.tolist(),
             logprobs=self._logprob_rows(packet, sampled, sampled_rows),
-            prompt_logprobs=_prompt_logprobs(packet, advance),
+            prompt_logprobs=_prompt_logprobs(packet, advance) if advance.prompts else None,
         )
 
     def _logprob_rows(self, packet: Packet, sampled: Array, sampled_rows: Array) -> LogprobRows | None:
@@ -175,27 +181,30 @@ class StepBuilder:
         state, scheduled = self.rows, output.scheduled
         held, changes = state.held, Changes(state)
         sequences = [sequence for sequence, _ in scheduled]
-        rows = np.array([sequence.row for sequence in sequences])
-        num_scheduled = np.array([num_tokens for _, num_tokens in scheduled])
+        counts = [num_tokens for _, num_tokens in scheduled]
+        num_seqs, num_tokens = len(counts), sum(counts)
         for sequence in [s for s in sequences if held[s.row] is not s.block_ids]:
             state.num_computed[sequence.row] = sequence.num_computed_tokens
             state.sampled_at[sequence.row] = NOWHERE
             changes.grow(sequence)
             if state.takes(sequence):
                 changes.take(sequence, self._rules_of(sequence))
+        rows = np.array([sequence.row for sequence in sequences])
+        num_scheduled = self._ones[:num_seqs] if num_tokens == num_seqs else np.array(counts)
         num_computed = state.num_computed[rows]
+        seq_lens = num_computed + num_scheduled
         # The row's last token is on the device, and is all that the sequence lacks.
         is_sampled = state.sampled_at[rows] == num_computed
         prompts = [(i, sequences[i]) for i in np.flatnonzero(~is_sampled).tolist()]
-        seq_lens = num_computed + num_scheduled
         for i, sequence in prompts:
             is_sampled[i] = seq_lens[i] == sequence.num_tokens
-        num_needed = -(-seq_lens // self._limits.block_size)
-        for i in np.flatnonzero(num_needed > state.num_blocks[rows]).tolist():
+        is_longer = seq_lens > state.num_blocks[rows] * self._limits.block_size
+        for i in np.flatnonzero(is_longer).tolist():
             changes.grow(sequences[i])
+        are_all_sampled = not prompts or bool(is_sampled.all())
         state.num_computed[rows] = seq_lens
-        state.sampled_at[rows] = np.where(is_sampled, seq_lens, NOWHERE)
-        return _Advance(rows, num_scheduled, seq_lens, is_sampled, prompts, changes)
+        state.sampled_at[rows] = seq_lens if are_all_sampled else np.where(is_sampled, seq_lens, NOWHERE)
+        return _Advance(rows, num_scheduled, num_tokens, seq_lens, is_sampled, are_all_sampled, prompts, changes)
 
     def _rules_of(self, sequence: Sequence) -> TokenRules | None:
         if not TokenRules.are_needed(sequence):
@@ -204,19 +213,22 @@ class StepBuilder:
 
     def _pack_tables(self, packet: Packet, advance: _Advance, num_padding: int) -> tuple[Segment, ...]:
         """The segments of `StepTables`, in the order of its fields. Their places depend on the step's sizes alone."""
-        num_seqs, num_tokens = len(advance.rows), int(advance.num_scheduled.sum())
-        num_sampled = np.cumsum(advance.is_sampled)
-        end = int(num_sampled[-1]) if num_seqs else 0
-        sizes = _table_sizes(num_seqs + num_padding, num_tokens + num_padding)
+        num_seqs, num_tokens = len(advance.rows), advance.num_tokens
+        total = num_seqs + num_padding
+        sizes = _table_sizes(total, num_tokens + num_padding)
         (rows, starts, seq_lens, places, token_ids), segments = zip(*map(packet.reserve, sizes), strict=True)
         rows[:num_seqs], rows[num_seqs:] = advance.rows, self.rows.null_row
-        starts[0] = 0
-        np.cumsum(advance.num_scheduled, out=starts[1 : num_seqs + 1])
-        starts[num_seqs + 1 :] = np.arange(num_tokens + 1, num_tokens + num_padding + 1)
         seq_lens[:num_seqs], seq_lens[num_seqs:] = advance.seq_lens, 0
-        places[:num_seqs] = np.where(advance.is_sampled, num_sampled - 1, -1)
-        places[num_seqs:] = np.arange(end, end + num_padding)
         token_ids.fill(_ROW_TOKEN)
+        if num_tokens == num_seqs:
+            starts[:] = self._count_up[: total + 1]
+        else:
+            starts[0] = 0
+            np.cumsum(advance.num_scheduled, out=starts[1:])
+        if advance.are_all_sampled:
+            places[:] = self._count_up[:total]
+        else:
+            places[:] = np.where(advance.is_sampled, np.cumsum(advance.is_sampled) - 1, -1)
         for i, sequence in advance.prompts:
             start, stop = int(starts[i]), int(starts[i + 1])
             first = int(advance.seq_lens[i]) - (stop - start)
@@ -227,7 +239,7 @@ class StepBuilder:
         """A packet of a decode step that is padding alone, for warming up what is recorded at this size."""
         none = np.zeros(0, dtype=np.int64)
         packet = self.staging.open()
-        advance = _Advance(none, none, none, none, [], Changes(self.rows))
+        advance = _Advance(none, none, 0, none, none, True, [], Changes(self.rows))
         self._pack_tables(packet, advance, num_seqs)
         return packet
 

@@ -97,11 +97,6 @@ class ModelRunner:
         self._kv_cache: KVCache = []
         self.allocate_cache(limits.num_blocks)
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache, the null block among them."""
-        return self.limits.num_blocks
-
     def allocate_cache(self, num_blocks: int) -> None:
         """Replace the KV cache by an empty one. What was recorded points at the old one, and is dropped.
 
@@ -109,6 +104,7 @@ class ModelRunner:
         """
         self._graphs = DecodeGraphs(self._device)
         self._kv_cache = []  # the old one must be gone before there is room for the new one
+        self.num_blocks = num_blocks
         self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
         config, dtype = self._loaded.config, self._loaded.dtype
         shapes = self._kernels.kv_cache_shapes(num_blocks, self.limits.block_size, config.num_kv_heads, config.head_dim)
@@ -134,12 +130,13 @@ class ModelRunner:
 
     def collect(self, pending: PendingStep) -> SampledTokens:
         """Wait for a step and return what it sampled, in the order of the schedule."""
-        token_ids: list[list[int]] = [[] for _ in range(pending.num_scheduled)]
         if pending.results is None:
-            return SampledTokens(token_ids)
+            return SampledTokens([])
         tokens, *others = pending.results.wait()
-        for index, token in zip(pending.indices, tokens.tolist(), strict=True):
-            token_ids[index].append(token)
+        token_ids = [[token] for token in tokens.tolist()]
+        if len(token_ids) < pending.num_scheduled:
+            sampled = dict(zip(pending.indices, token_ids, strict=True))
+            token_ids = [sampled.get(index, []) for index in range(pending.num_scheduled)]
         num_new = num_tensors(pending.logprobs)
         new, prompt = (
             () if rows is None else rows.collect(tuple(tensors), pending.num_scheduled)

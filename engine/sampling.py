@@ -55,7 +55,7 @@ def held_tokens(sequence: Sequence) -> tuple[IntArray, IntArray]:
 
 
 def joined_biases(rules: list[TokenRules | None]) -> tuple[IntArray, IntArray, FloatArray] | None:
-    """(starts int32 [rows + 1], token ids int32 [n], values float32 [n]) of the rows' biases; None if there are none."""
+    """(starts int32 [rows + 1], token ids int32 [n], values float32 [n]) of the rows' biases; None if none has any."""
     entries = [None if one is None else one.bias() for one in rules]
     starts = np.zeros(len(rules) + 1, dtype=np.int32)
     np.cumsum([0 if entry is None else len(entry[0]) for entry in entries], out=starts[1:])

@@ -49,8 +49,8 @@ class EngineConfig:
     block_size: int = setting(32, "Tokens per KV-cache block; a multiple of 16, at most 128.")
     kv_cache_memory_gib: float | None = setting(
         None,
-        "GiB for the KV cache; if not given, enough for max_num_seqs full sequences, but at most 4 GiB on a CPU, and on "
-        "a GPU what gpu_memory_utilization leaves.",
+        "GiB for the KV cache; if not given, enough for max_num_seqs full sequences, but at most 4 GiB on a CPU, and "
+        "on a GPU what gpu_memory_utilization leaves.",
     )
     gpu_memory_utilization: float = setting(
         0.9, "Part of the GPU's memory that weights, activations, CUDA graphs and KV cache may take together."
@@ -58,8 +58,8 @@ class EngineConfig:
     enforce_eager: bool = setting(False, "Launch every kernel one by one: no CUDA graphs of the decode step.")
     async_scheduling: bool | None = setting(
         None,
-        "Schedule and launch a step while the device computes the one before it; if not given, on a GPU. On a CPU there "
-        "is nothing to gain.",
+        "Schedule and launch a step while the device computes the one before it; if not given, on a GPU. On a CPU "
+        "there is nothing to gain.",
     )
     enable_prefix_caching: bool = setting(
         True, "Keep the K/V of finished requests while there is room, for prompts that begin alike."

@@ -95,6 +95,7 @@ class CudaDevice:
     def drop_graphs(self) -> None:
         """Start a new pool, once the graphs of the old one are gone: their memory is then given back."""
         self._pool = torch.cuda.graph_pool_handle()
+        self.recover()
 
     @contextlib.contextmanager
     def peak(self) -> Iterator[Callable[[], int]]:

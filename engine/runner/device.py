@@ -1,4 +1,4 @@
-"""What the runner asks of a device besides tensors: work in order, results on the host, graphs. And the host's own form.
+"""What the runner asks of a device besides tensors: work in order, results on the host, graphs. And the CPU's form.
 
 `Device` is the one seam between the runner and a GPU's streams, events, pinned memory and graphs: `engine.runner.cuda`
 has those, `HostDevice` computes at once, and tests have one that computes as late as it may. Must not know models.

@@ -66,8 +66,9 @@ class DecodeGraphs:
     ) -> None:
         """Record each size: `forward`, from a size to hidden states, and `sample`, from those to tokens.
 
-        prepare: puts on the device what a step of that size reads. The others run once before they are recorded, for a kernel's first launch loads it, which a graph cannot hold. The
-        largest size first, so that the smaller ones find its memory in the pool.
+        prepare: puts on the device what a step of that size reads. The others run once before they are recorded, for a
+        kernel's first launch loads it, which a graph cannot hold. The largest size first, so that the smaller ones find
+        its memory in the pool.
         """
         started = time.monotonic()
         # A collection in the midst of a recording takes seconds, and may free what belongs to another graph.

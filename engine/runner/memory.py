@@ -1,7 +1,7 @@
 """How many blocks the KV cache gets, and how long sequences may be. Every refusal is one line of ValueError.
 
-On a CPU a setting says it, or a default; on a GPU what is left of `gpu_memory_utilization` when the weights, one step of
-the largest kind and the recorded decode steps have taken theirs, each measured. Arithmetic only: who measures is
+On a CPU a setting says it, or a default; on a GPU what is left of `gpu_memory_utilization` when the weights, one step
+of the largest kind and the recorded decode steps have taken theirs, each measured. Arithmetic only: who measures is
 `engine.runner.start`.
 """
 
@@ -66,11 +66,12 @@ def cache_bytes_on_gpu(config: EngineConfig, use: GpuUse) -> int:
     )
     if left <= 0:
         raise ValueError(
-            f"the model leaves no memory for the KV cache: {parts}; lower max_num_batched_tokens or max_num_seqs, raise "
-            "gpu_memory_utilization, or take a larger GPU"
+            f"the model leaves no memory for the KV cache: {parts}; lower max_num_batched_tokens or max_num_seqs, "
+            "raise gpu_memory_utilization, or take a larger GPU"
         )
     raise ValueError(
-        f"kv_cache_memory_gib {config.kv_cache_memory_gib:g} is more than the {left / _GIB:.1f} GiB that are left: {parts}"
+        f"kv_cache_memory_gib {config.kv_cache_memory_gib:g} is more than the {left / _GIB:.1f} GiB that are left: "
+        f"{parts}"
     )
 
 
@@ -83,8 +84,8 @@ def size_cache(config: EngineConfig, max_model_len: int, block_bytes: int, cache
     """How many blocks of `block_bytes` to take; at least one sequence of max_model_len fits.
 
     No more than `max_num_seqs` sequences can fill, unless a size was asked for: what is over serves the prefix cache
-    alone, and on a GPU nobody else wants it. Without a max_model_len of its own, the length is reduced to what the cache
-    holds. Raises ValueError where the settings ask for more.
+    alone, and on a GPU nobody else wants it. Without a max_model_len of its own, the length is reduced to what the
+    cache holds. Raises ValueError where the settings ask for more.
     """
     assert config.max_num_seqs is not None
     num_blocks = cache_bytes // block_bytes
@@ -100,7 +101,8 @@ def size_cache(config: EngineConfig, max_model_len: int, block_bytes: int, cache
         memory_gib, name = config.kv_cache_memory_gib, "kv_cache_memory_gib"
     if fitting_len < config.block_size:
         raise ValueError(
-            f"a KV cache of {memory_gib:.2g} GiB does not hold a single block of {config.block_size} tokens: raise {name}"
+            f"a KV cache of {memory_gib:.2g} GiB does not hold a single block of {config.block_size} tokens: "
+            f"raise {name}"
         )
     if config.max_model_len is not None:
         raise ValueError(

@@ -1,7 +1,7 @@
 """`ModelRunner`: computes one step of the schedule and samples from it.
 
-`launch` is the host's half of a step and returns when the device has all it needs; `collect` waits for the tokens. Knows
-the model, its cache and the rows of running sequences. Must not know why the scheduler chose this step.
+`launch` is the host's half of a step and returns when the device has all it needs; `collect` waits for the tokens.
+Knows the model, its cache and the rows of running sequences. Must not know why the scheduler chose this step.
 """
 
 import dataclasses

@@ -59,8 +59,8 @@ def load_runner(
 ) -> tuple[ModelRunner, ModelInfo]:
     """Read the model in `config.model`, load its weights, size and allocate the cache, record graphs and warm up.
 
-    on_stage: told what is going on, for people. device: None is the one that the settings name. Raises ValueError, of one line, where the model or a setting cannot be
-    served.
+    on_stage: told what is going on, for people. device: None is the one that the settings name. Raises ValueError, of
+    one line, where the model or a setting cannot be served.
     """
     stages = Stages(on_stage)
     if config.num_threads is not None:
@@ -226,6 +226,6 @@ def _one_line_if_full(config: EngineConfig) -> Iterator[None]:
             raise
         raise ValueError(
             f"the GPU's memory is full: the model in {config.dtype} with max_num_batched_tokens "
-            f"{config.max_num_batched_tokens} and max_num_seqs {config.max_num_seqs} does not fit; lower these, free the "
-            "GPU of other processes, or take a larger one"
+            f"{config.max_num_batched_tokens} and max_num_seqs {config.max_num_seqs} does not fit; lower these, free "
+            "the GPU of other processes, or take a larger one"
         ) from None

@@ -1,4 +1,4 @@
-"""The order of what the CUDA uploader asks of CUDA, on a stand-in for it; tests/gpu/test_loading.py has the real one."""
+"""The order of what the uploader asks of CUDA, on a stand-in for it; tests/gpu/test_loading.py has the real one."""
 
 import contextlib
 

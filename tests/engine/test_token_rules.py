@@ -1,4 +1,4 @@
-"""What a sequence's tokens do to its next one: bans, bias and counts, and the rows that hold them between steps."""
+"""What a sequence's tokens do to its next one: bans, bias and counts, and the words that tell the device of them."""
 
 import math
 from collections import Counter
@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.api import GenerateRequest, SamplingParams
-from engine.sampling import SamplingState
+from engine.sampling import held_tokens, joined_biases, mask_words, sampling_words
 from engine.sequence import Sequence
 from engine.token_rules import TokenRules
+from kernels import SamplingColumn
 
 VOCAB_SIZE = 50
 EOS = 7
@@ -79,3 +80,44 @@ def test_a_ban_never_takes_the_last_token() -> None:
     assert banned(sequence([0], [], ((3,), (4,)), allowed_token_ids=(3, 4))) == set(), "then bad words"
     assert banned(sequence([0], [], ((0,), (1,))), vocab_size=2) == set()
     assert banned(sequence([0], [], ((0,),)), vocab_size=2) == {0}
+
+
+def test_joined_biases_are_the_rows_own() -> None:
+    first = TokenRules(sequence([0], [], logit_bias={4: 1.0, 9: -2.0}), VOCAB_SIZE, (EOS,))
+    none = TokenRules(sequence([0], [], presence_penalty=1.0), VOCAB_SIZE, (EOS,))
+    last = TokenRules(sequence([0], [], ((3,),)), VOCAB_SIZE, (EOS,))
+    assert joined_biases([None, none]) is None
+    joined = joined_biases([first, None, none, last])
+    assert joined is not None
+    starts, ids, values = joined
+    assert (starts.tolist(), ids.tolist()) == ([0, 2, 2, 2, 3], [4, 9, 3])
+    assert values.tolist() == [1.0, -2.0, -math.inf]
+    assert (starts.dtype, ids.dtype, values.dtype) == (np.int32, np.int32, np.float32)
+
+
+def test_whether_the_last_token_is_read_is_known_from_the_request() -> None:
+    assert not TokenRules.read_last_token(sequence([1], [], ((4,),), min_tokens=3, presence_penalty=1.0).request)
+    assert TokenRules.read_last_token(sequence([1], [], ((4,), (4, 5))).request)
+
+
+def test_a_mask_has_a_bit_for_each_allowed_token() -> None:
+    rules = TokenRules(sequence([0], [], allowed_token_ids=(0, 31, 32, 49)), VOCAB_SIZE, (EOS,))
+    assert mask_words(rules).tolist() == [1 - 2**31, 1 | 1 << 17]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.lists(st.integers(0, 9), max_size=6), st.booleans())
+def test_held_tokens_are_counted_once_each(prompt: list[int], output: list[int], with_prompt: bool) -> None:
+    params = {"repetition_penalty": 1.5} if with_prompt else {"presence_penalty": 0.5}
+    ids, counts = held_tokens(sequence(prompt, output, **params))
+    expected = Counter({token: 2 * count for token, count in Counter(output).items()})
+    expected.update(set(prompt) if with_prompt else ())
+    assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == dict(expected)
+
+
+def test_sampling_words_keep_what_float32_would_lose() -> None:
+    words = sampling_words(sequence([1], [], temperature=1e-300, top_p=1e-300, seed=3), None)
+    floats = words.view(np.float32)
+    assert floats[SamplingColumn.TEMPERATURE] > 0 and floats[SamplingColumn.TOP_P] > 0
+    assert words[SamplingColumn.FLAGS] == 0
+    assert sampling_words(sequence([1], [], temperature=0.0), None)[SamplingColumn.TEMPERATURE] == 0

@@ -144,10 +144,11 @@ def measure(name: str, folder: Path, triton_cache: Path, *, is_cold: bool, args:
         raise RuntimeError(error or "it printed nothing")
     row: Row = {"name": f"start, {name}", "read_s": read_s, "read_gb_s": num_bytes / read_s / 1e9, **rows[0]}
     result = [row]
-    if row["weights_s"]:
-        row["weights_gb_s"] = num_bytes / row["weights_s"] / 1e9
-        share = read_s / row["weights_s"]
-        other = row["first_token_s"] - row["weights_s"]
+    if row["weights_s"] is not None:
+        seconds = max(1e-3, row["weights_s"])  # of a tiny model the log says 0.00
+        row["weights_gb_s"] = num_bytes / seconds / 1e9
+        share = read_s / seconds
+        other = row["first_token_s"] - seconds
         result.append(
             {"name": f"weights, {name}", "share_of_read": share, **bar(share, _MIN_READ_SHARE, at_least=True)}
         )

@@ -20,8 +20,6 @@ from benchmarks.gpu_rows import ROOT, environment
 
 _NO_TESTS_CHOSEN = 5  # pytest's exit code, also for a file that skips itself for want of a package
 _KERNEL_FOLDERS = ("tests/gpu", "tests/kernels/gpu")
-# These need the whole engine, and so its packages.
-_ENGINE_FILES = ("tests/gpu/test_engine.py",)
 _ENGINE_FOLDERS = ("tests/model", "tests/engine", "tests/property")
 
 
@@ -46,15 +44,20 @@ def kernel_jobs(*, smoke: bool) -> list[str]:
     A job is a file, so that a kernel that breaks the GPU's context fails the rest of its own file alone. Those of
     `tests/gpu` take the longest, and are the first; side by side they need some 60 GB at most.
     """
-    every = [name for folder in _KERNEL_FOLDERS for name in _files(folder) if name not in _ENGINE_FILES]
+    every = [name for folder in _KERNEL_FOLDERS for name in _files(folder) if not _needs_engine(name)]
     return [name for name in every if not smoke or name.startswith("tests/gpu/") or name.endswith("/test_norm.py")]
 
 
 def engine_jobs(*, smoke: bool) -> list[str]:
     """As `kernel_jobs`, of the engine: first what only a GPU can show."""
-    every = [*_ENGINE_FILES, *(name for folder in _ENGINE_FOLDERS for name in _files(folder))]
-    smoked = (*_ENGINE_FILES, "tests/model/test_runner.py")
-    return [name for name in every if not smoke or name in smoked]
+    only_there = [name for name in _files("tests/gpu") if _needs_engine(name)]
+    every = [*only_there, *(name for folder in _ENGINE_FOLDERS for name in _files(folder))]
+    return [name for name in every if not smoke or name in ("tests/gpu/test_engine.py", "tests/model/test_runner.py")]
+
+
+def _needs_engine(name: str) -> bool:
+    """Whether a test file imports the engine, and so its packages."""
+    return re.search(r"^(?:from|import) engine\b", (ROOT / name).read_text(), re.MULTILINE) is not None
 
 
 def _files(folder: str) -> list[str]:

@@ -166,7 +166,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-3.1-8b", "qwen3-0.6b"])
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 32, 256])
     parser.add_argument("--input-len", type=int, default=256)
-    parser.add_argument("--output-len", type=int, default=512)
+    parser.add_argument("--output-len", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--num-workers", type=int, default=6, help="web workers (default: 6)")
     parser.add_argument("--clients", type=int, default=4, help="processes that send and read (default: 4)")

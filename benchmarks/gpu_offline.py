@@ -7,8 +7,8 @@
 The job is that of nano-vllm and mini-sglang: 256 sequences, input and output lengths uniform in 100 to 1024, seed 0,
 temperature 0.6, no end of sequence. Random weights of the same shape in bfloat16, each engine in a process of its own,
 one after the other. The clock runs from the first prompt to the last token; loading and warm-up are not in it.
-transformers is cut short after --peer-s seconds, and the row says so: then its rate is that of the tokens it had made by
-then, with all prompts in it and without the thin end of the job. Give it more time where the ratio is close.
+transformers is cut short after --peer-s seconds, and the row says so: then its rate is that of the tokens it had made
+by then, with all prompts in it and without the thin end of the job. Give it more time where the ratio is close.
 """
 
 import argparse

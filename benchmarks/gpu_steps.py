@@ -12,10 +12,13 @@ gaps longer than those inside a graph. Each model and variant has a process of i
 """
 
 import argparse
+import functools
+import itertools
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the script runs fr
 from benchmarks.common import percentile, say
 from benchmarks.gpu_models import MATRIX_FLOPS_S, SHAPES, GpuShape, make_model_dir
 from benchmarks.gpu_rows import Row, Rows, add_common_arguments, bar, needs_gpu
+from benchmarks.gpu_trace import Trace, idle_shares, kernel_times
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -38,54 +42,67 @@ _MAX_IDLE, _MAX_HOST_MS, _MIN_PREFILL = 0.03, 0.3, 0.65
 _MOST_S, _LEAST_S = 200.0, 30.0
 
 
-def measure_decode(stepper: Any, shape: GpuShape, batch_size: int, args: argparse.Namespace) -> list[Row]:
-    """Decode steps of `batch_size` sequences, `args.num_steps` of them timed and then some traced."""
-    from benchmarks.gpu_trace import Trace, idle_shares, kernel_times
-
-    traced, settling = (4, 2) if args.smoke else (_NUM_TRACED, _NUM_SETTLING)
+def decoding(stepper: Any, batch_size: int, num_steps: int, args: argparse.Namespace) -> Iterator[Any]:
+    """Steps in which each of `batch_size` sequences gets a token, at args.context on average; `num_steps` or more."""
+    settling = 2 if args.smoke else _NUM_SETTLING
     # The first prompts to be computed are that many tokens ahead of the last, and end as much sooner.
     lead = 2 + batch_size * args.context // stepper.max_num_batched_tokens
-    output_len = lead + args.num_steps + traced + 2 * settling
-    stepper.add(batch_size, args.context - lead // 2 - settling - args.num_steps // 2, output_len)
-    name = f"{shape.name}, batch {batch_size}, {args.child}"
-    timed: list[Any] = []
+    input_len = args.context - lead // 2 - settling - num_steps // 2
+    stepper.add(batch_size, input_len, lead + num_steps + 2 * settling)
     num_full = 0
-    steps = stepper.steps()
-    for step in steps:
+    for step in stepper.steps():
         num_full = num_full + 1 if step.num_tokens == batch_size else 0
         if num_full > settling:
-            timed.append(step)
-        if len(timed) == args.num_steps:
-            break
-    trace = Trace()
-    with trace.recorded():
-        for _ in range(traced):
-            next(steps, None)
-    for _ in steps:
-        pass
+            yield step
+
+
+def measure_decode(stepper: Any, shape: GpuShape, batch_size: int, args: argparse.Namespace) -> list[Row]:
+    """The times of `args.num_steps` decode steps of `batch_size` sequences."""
+    name = f"{shape.name}, batch {batch_size}, {args.child}"
+    timed = list(decoding(stepper, batch_size, args.num_steps, args))[: args.num_steps]
     if len(timed) < args.num_steps:
         raise RuntimeError(f"only {len(timed)} steps had a token of each sequence")
     walls = [1e3 * step.wall_s for step in timed]
     limit_ms = shape.decode_limit_ms(batch_size, args.context)
     median = statistics.median(walls)
     row: Row = {
-        "name": f"decode {name}", "ms": median, "p99_ms": percentile(walls, 99), "limit_ms": limit_ms,
-        "limit_share": limit_ms / median, "tok_s": 1e3 * batch_size / median,
-        "host_ms": statistics.median(1e3 * step.host_s for step in timed), "num_steps": len(walls),
-    }  # fmt: skip
+        "name": f"decode {name}",
+        "ms": median,
+        "p99_ms": percentile(walls, 99),
+        "limit_ms": limit_ms,
+        "limit_share": limit_ms / median,
+        "tok_s": 1e3 * batch_size / median,
+        "host_ms": statistics.median(1e3 * step.host_s for step in timed),
+        "num_steps": len(walls),
+    }
     bars = dict(shape.bars_ms) if args.child == "default" else {}
     if batch_size in bars:
         row |= bar(median, bars[batch_size])
     rows = [row]
     if args.child == "default" and batch_size == 256:
         rows.append({"name": f"host work {name}", "ms": row["host_ms"], **bar(row["host_ms"], _MAX_HOST_MS)})
-    shares = idle_shares(trace.events)
-    if shares is not None:
-        idle: Row = {"name": f"idle {name}", "idle_share": shares[0], "between_share": shares[1]}
-        if args.child == "default":
-            idle |= bar(shares[1], _MAX_IDLE)
-        rows.append({**idle, "kernels_us_and_launches_per_step": kernel_times(trace.events, traced)})
     return rows
+
+
+def measure_idle(stepper: Any, shape: GpuShape, batch_size: int, args: argparse.Namespace) -> list[Row]:
+    """How long no kernel runs in decode steps, and what the others take. Nothing where there is no GPU.
+
+    After all that is timed: a profiler that has once been on may leave every launch a little slower.
+    """
+    num_steps = 4 if args.smoke else _NUM_TRACED
+    steps = decoding(stepper, batch_size, num_steps + 1, args)
+    next(steps)
+    trace = Trace()
+    with trace.recorded():
+        num_traced = len(list(itertools.islice(steps, num_steps)))
+    for _ in steps:
+        pass
+    shares = idle_shares(trace.events)
+    if shares is None:
+        return []
+    row: Row = {"name": f"idle {shape.name}, batch {batch_size}", "idle_share": shares[0], "between_share": shares[1]}
+    row |= bar(shares[1], _MAX_IDLE)
+    return [{**row, "kernels_us_and_launches_per_step": kernel_times(trace.events, num_traced)}]
 
 
 def measure_prefill(stepper: Any, shape: GpuShape, args: argparse.Namespace) -> list[Row]:
@@ -124,13 +141,21 @@ def child(args: argparse.Namespace) -> int:
         settings = settings_for(shape, smoke=args.smoke, **VARIANTS[args.child])
         core = load_core(make_model_dir(shape, Path(folder) / shape.name), settings)
     stepper = Stepper(core, settings["max_num_batched_tokens"])
-    for batch_size in args.batches or ((1, 4) if args.smoke else _BATCHES[args.child]):
-        name = f"decode {shape.name}, batch {batch_size}, {args.child}"
-        rows.attempt(name, 1.0, lambda size=batch_size: measure_decode(stepper, shape, size, args))  # type: ignore[misc]
-        if rows.rows[-1].get("failed"):
+    batches = args.batches or ((1, 4) if args.smoke else _BATCHES[args.child])
+    attempts: list[tuple[str, Callable[[], list[Row]]]] = [
+        (f"decode {shape.name}, batch {size}", functools.partial(measure_decode, stepper, shape, size, args))
+        for size in batches
+    ]
+    if args.child == "default":
+        attempts.append((f"prefill {shape.name}", functools.partial(measure_prefill, stepper, shape, args)))
+        attempts += [
+            (f"idle {shape.name}, batch {size}", functools.partial(measure_idle, stepper, shape, size, args))
+            for size in batches
+        ]
+    for name, measure in attempts:
+        rows.attempt(name, 1.0, measure)
+        if rows.rows and rows.rows[-1].get("failed"):
             stepper.core.abort_client(0)
-    if args.child == "default" or args.smoke:
-        rows.attempt(f"prefill {shape.name}", 1.0, lambda: measure_prefill(stepper, shape, args))
     return 0
 
 

@@ -10,7 +10,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test test-triton-3.6 nightly lint bench bench-peers gpu-check
+.PHONY: setup serve test test-triton-3.6 nightly lint bench bench-peers gpu-check gpu-wheels
 
 setup: .venv/.installed
 
@@ -43,8 +43,12 @@ bench: setup
 	$(BIN)/python benchmarks/offline.py --model $(MODEL) && $(BIN)/python benchmarks/serving.py --model $(MODEL)
 
 # Needs no `make setup`: a machine with a GPU, torch 2.11, triton 3.6, transformers, safetensors, numpy and pytest.
+# What the engine and `serve` need besides comes from build/gpu-wheels, where `make gpu-wheels` has put it.
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+gpu-wheels:
+	$(PYTHON) benchmarks/gpu_wheels.py $(ARGS)
 
 bench-peers: setup
 	$(BIN)/python benchmarks/cpu_peers.py $(ARGS)

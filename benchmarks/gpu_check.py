@@ -1,23 +1,23 @@
 """Is everything right and fast on the GPU of this machine? What `make gpu-check` runs.
 
-    python benchmarks/gpu_check.py --output result.json       # within 8 minutes
-    python benchmarks/gpu_check.py --smoke                    # proves the script without a GPU, in Triton's interpreter
+    python benchmarks/gpu_check.py --output result.json                       # everything, within 26 minutes
+    python benchmarks/gpu_check.py --parts kernels-tests engine-tests --limit-s 420
+    python benchmarks/gpu_check.py --smoke                                    # proves the script without a GPU
 
-First the tests of `tests/kernels/gpu` and `tests/gpu`, then `benchmarks/gpu_kernels.py` with the time that is left.
-Needs torch 2.11, triton 3.6, numpy and pytest; galley itself need not be installed. Ends with 0 if nothing failed, 1 if
-something did, and 2, after one line, where there is no GPU. A bar that is missed is told, and fails nothing.
+The parts, in their order: the tests of the kernels and of the engine, the kernels' figures, and the engine's: its
+steps, a batch job, serving and a cold start. Each is a script of its own that has its share of --limit-s and of what
+earlier parts left; one that fails or is cut short does not stop the others, and the rows that it printed count.
+
+The kernels' parts need torch 2.11, triton 3.6, numpy and pytest; the others what the engine needs, from this machine or
+from `make gpu-wheels`. Ends with 0 if nothing failed, 1 if something did, and 2, after one line, where there is no GPU.
+A bar that is missed is told, and fails nothing.
 """
 
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,81 +30,28 @@ except ImportError:
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # so that the script runs from a checkout that is not installed
 
+from benchmarks import gpu_wheels
 from benchmarks.common import finish, say
+from benchmarks.gpu_rows import Row, environment, in_short, run_child
+from benchmarks.gpu_tests import TestRun, engine_jobs, kernel_jobs, run_tests, test_environment
 from benchmarks.gpu_timing import gpu_machine
 
-# Of the limit: what the tests may take, and what is kept for the last measurement and the ends of processes.
-_TESTS_SHARE = 0.6
-_RESERVE_S = 40.0
-_NO_TESTS_CHOSEN = 5  # pytest's exit code, also for a file that skips itself for want of a package
-# What a machine's image may set, and what would make of torch's float32 products, the references, less than that.
-_NOT_INHERITED = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "TRITON_INTERPRET"}
-
-
-def pytest_jobs(*, smoke: bool) -> list[str]:
-    """What each process of pytest runs. Most of the time goes into compiling kernels, one after the other in a process.
-
-    A job is a file, so that a kernel that breaks the GPU's context fails the rest of its own file alone. Those of
-    `tests/gpu` take the longest, and are the first; side by side they need some 60 GB at most.
-    """
-    folders = ("tests/gpu", "tests/kernels/gpu")
-    every = [
-        path.relative_to(ROOT).as_posix() for folder in folders for path in sorted((ROOT / folder).glob("test_*.py"))
-    ]
-    return [name for name in every if not smoke or name.startswith("tests/gpu/") or name.endswith("/test_norm.py")]
-
-
-def pytest_command(report: Path, job: str, words: str) -> list[str]:
-    """The command that runs these tests without the project's settings, which name plugins that may not be there.
-
-    The root of the tests is left out of the search for conftest.py: what it has there needs hypothesis.
-    """
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}"]
-    command += [f"--confcutdir={ROOT}/tests/kernels", "--import-mode=importlib", "-p", "no:cacheprovider"]
-    command += ["-q", "-ra", "--tb=short", "--durations=5", f"--junitxml={report}"]
-    return [*command, *(["-k", words] if words else []), job]
-
-
-def run_tests(limit_s: float, jobs: list[str], words: str) -> dict[str, Any]:
-    """{passed, failed, skipped, seconds, failures, errors}: the failed tests' names, and jobs that could not tell."""
-    started = time.monotonic()
-    with ThreadPoolExecutor(max(1, min(12, (os.cpu_count() or 1) * 3 // 4))) as pool:
-        left = [pool.submit(run_job, job, started + limit_s, words) for job in jobs]
-        results = [future.result() for future in left]
-    counts: dict[str, Any] = {
-        key: sum((result[key] for result in results), type(results[0][key])())
-        for key in ("passed", "failed", "skipped", "failures", "errors")
-    }
-    return {**counts, "seconds": round(time.monotonic() - started, 1)}
-
-
-def run_job(job: str, end: float, words: str) -> dict[str, Any]:
-    """As `run_tests`, of one process, which is cut short at the monotonic time `end`."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        output, code = _run(pytest_command(report, job, words), end - time.monotonic())
-        counts = _counted(report) if report.exists() else {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
-    errors = []
-    if code is None:
-        # A report is written at the end: of tests that were cut short only the dots tell.
-        dots = "".join(re.findall(r"^([.FEsxX]+)(?: +\[|$)", output, re.MULTILINE))
-        counts |= {"passed": dots.count("."), "failed": dots.count("F") + dots.count("E"), "skipped": dots.count("s")}
-        errors = [f"{job}: not done in time"]
-    elif code not in (0, 1) and not (code == _NO_TESTS_CHOSEN and (words or counts["skipped"])):
-        errors = [f"{job}: pytest ended with {code}: {output[-500:]}"]
-    return {**counts, "errors": errors}
-
-
-def _counted(report: Path) -> dict[str, Any]:
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    failures = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    num_skipped = sum(case.find("skipped") is not None for case in cases)
-    num_passed = len(cases) - num_skipped - len(failures)
-    return {"passed": num_passed, "failed": len(failures), "skipped": num_skipped, "failures": failures}
+# Each part's share of the time, in seconds of a whole run: what is left over goes to those that follow.
+PARTS = {
+    "kernels-tests": 200,
+    "engine-tests": 240,
+    "kernels": 130,
+    "steps": 410,
+    "offline": 270,
+    "serving": 150,
+    "start": 150,
+}
+_SCRIPTS = {part: f"benchmarks/gpu_{part}.py" for part in ("steps", "offline", "serving", "start")}
+# Kept of each part's time for the ends of processes and a measurement that has just begun.
+_RESERVE_S = 15.0
+_KERNELS_RESERVE_S = 40.0
+# More at a time would fill the GPU's memory with contexts and graphs.
+_ENGINE_PROCESSES = 8
 
 
 def run_kernels(limit_s: float, extra: list[str]) -> dict[str, Any]:
@@ -114,7 +61,7 @@ def run_kernels(limit_s: float, extra: list[str]) -> dict[str, Any]:
     """
     end = time.monotonic() + limit_s
     result = _run_kernels_once(limit_s, extra)
-    while "error" not in result and _is_broken(result) and end - time.monotonic() > 2 * _RESERVE_S:
+    while "error" not in result and _is_broken(result) and end - time.monotonic() > 2 * _KERNELS_RESERVE_S:
         left = result["results"]["not_measured"]
         more = _run_kernels_once(end - time.monotonic(), [*extra, "--only", *left])
         rows = [row for row in more["results"]["kernels"] if row["name"] in left]
@@ -131,49 +78,119 @@ def _is_broken(result: dict[str, Any]) -> bool:
 
 
 def _run_kernels_once(limit_s: float, extra: list[str]) -> dict[str, Any]:
-    script = ["benchmarks/gpu_kernels.py", f"--limit-s={max(1.0, limit_s - _RESERVE_S):.0f}", *extra]
-    output, code = _run([sys.executable, *script], limit_s, only_stdout=True)
-    try:
-        result: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        why = f"not done after {limit_s:.0f} s" if code is None else f"ended with {code} and no result"
-        return {"results": {"kernels": [], "not_measured": []}, "error": why}
-    return result
+    script = ["benchmarks/gpu_kernels.py", f"--limit-s={max(1.0, limit_s - _KERNELS_RESERVE_S):.0f}", *extra]
+    rows, error = run_child(script, limit_s)
+    # It ends with 1 where a kernel failed, and says so in its last line.
+    if rows and "results" in rows[-1]:
+        return rows[-1]
+    return {"results": {"kernels": [], "not_measured": []}, "error": error or "it printed no result"}
 
 
-def _run(command: list[str], limit_s: float, *, only_stdout: bool = False) -> tuple[str, int | None]:
-    """(what it wrote, its exit code or None if it took too long); all of that is also shown, on our stderr."""
-    # Unbuffered, so that what a process wrote before it was cut short is there to read.
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    environment = {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    stderr = None if only_stdout else subprocess.STDOUT
-    with tempfile.TemporaryFile("w+") as written:
-        try:
-            code: int | None = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=written, stderr=stderr, timeout=max(1.0, limit_s)
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-        written.seek(0)
-        output = written.read()
-    if not only_stdout:
-        say(output)
-    return output, code
+class Check:
+    """One run of the parts that were asked for."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.result: dict[str, Any] = gpu_machine()
+        self.failures: list[str] = []
+        self._args = args
+        self._end = time.monotonic() + args.limit_s
+        self._left = [part for part in PARTS if part in args.parts]
+
+    def run(self) -> None:
+        """Every part, and after each the result so far in --output."""
+        site = None
+        if any(part not in ("kernels-tests", "kernels") for part in self._left):
+            site = gpu_wheels.prepare()
+        while self._left:
+            part = self._left[0]
+            weight = PARTS[part] / sum(PARTS[left] for left in self._left)
+            limit_s = (self._end - time.monotonic()) * weight
+            say(f"== {part}: {limit_s:.0f} s at most")
+            try:
+                self._run_part(part, limit_s, site)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one part, the others run
+                self._fail(part, in_short(error))
+            self._left.pop(0)
+            if self._args.output:
+                self._args.output.write_text(json.dumps(self.result) + "\n")
+
+    def _fail(self, part: str, why: str) -> None:
+        say(f"{part}: {why}")
+        self.result.setdefault("errors", {})[part] = why
+        self.failures.append(part)
+
+    def _run_part(self, part: str, limit_s: float, site: Path | None) -> None:
+        if part == "kernels-tests":
+            # As ever: without the packages of the engine, and without the tests' own root.
+            run = TestRun(kernel_jobs(smoke=self._args.smoke), self._args.tests)
+            self._take_tests("tests", run_tests(limit_s - _RESERVE_S, run, test_environment()))
+        elif part == "kernels":
+            self._take_kernels(run_kernels(limit_s, self._options(only=True)))
+        else:
+            modules = gpu_wheels.ENGINE_MODULES + (gpu_wheels.SERVING_MODULES if part == "serving" else ())
+            absent = gpu_wheels.missing(modules, site)
+            if absent:
+                self._fail(part, f"{', '.join(absent)} not installed: {gpu_wheels.HOW}")
+                return
+            path = os.pathsep.join(filter(None, (str(ROOT), str(site or ""), os.environ.get("PYTHONPATH"))))
+            if part == "engine-tests":
+                device = "cpu" if self._args.smoke else "cuda"
+                jobs = engine_jobs(smoke=self._args.smoke)
+                run = TestRun(jobs, self._args.tests, device=device, num_processes=_ENGINE_PROCESSES)
+                self._take_tests(
+                    "engine_tests", run_tests(limit_s - _RESERVE_S, run, test_environment(PYTHONPATH=path))
+                )
+            else:
+                command = [_SCRIPTS[part], f"--limit-s={max(1.0, limit_s - _RESERVE_S):.0f}", *self._options()]
+                self._take_rows(part, *run_child(command, limit_s, env=environment(PYTHONPATH=path)))
+
+    def _options(self, *, only: bool = False) -> list[str]:
+        words = ["--only", *self._args.only] if only and self._args.only else []
+        return [*(["--smoke"] if self._args.smoke else []), *words]
+
+    def _take_tests(self, name: str, counts: dict[str, Any]) -> None:
+        self.result[name] = counts
+        if counts["failed"] or counts["errors"]:
+            self.failures.append(name)
+
+    def _take_kernels(self, found: dict[str, Any]) -> None:
+        rows = found["results"]["kernels"]
+        self.result |= found["results"]
+        num_failed = sum("failed" in row for row in rows)
+        num_missed = sum(row.get("met") is False for row in rows)
+        say(f"kernels: {len(rows) - num_failed} measured, {num_failed} failed, {num_missed} below their bars")
+        if "error" in found:
+            self._fail("kernels", found["error"])
+        elif not rows or not all(row.get("right", False) for row in rows):
+            self.failures.append("kernels")
+
+    def _take_rows(self, part: str, rows: list[Row], error: str | None) -> None:
+        """The rows of a script that ran to its end are also in its last line."""
+        if rows and "benchmark" in rows[-1]:
+            rows = rows[-1]["results"]
+        elif error is not None:
+            self._fail(part, error)
+        self.result[part] = rows
+        failed = [row for row in rows if "failed" in row]
+        num_missed = sum(row.get("met") is False for row in rows)
+        say(f"{part}: {len(rows)} rows, {len(failed)} failed, {num_missed} off their bars")
+        if failed or not rows:
+            self.failures.append(part)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit-s", type=float, default=480, help="of everything together (default: 480)")
-    parser.add_argument("--output", type=Path, help="also write the last line to this file")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which; all if not given")
+    parser.add_argument("--limit-s", type=float, default=1560, help="of everything together (default: 1560)")
+    parser.add_argument("--output", type=Path, help="also write the last line to this file, after every part")
     parser.add_argument("--tests", default="", metavar="EXPRESSION", help="only tests that pytest's -k would take")
     parser.add_argument("--only", nargs="+", default=[], help="words; measure kernels with one of them in their name")
-    parser.add_argument("--smoke", action="store_true", help="the tests of the norm, and tiny sizes; no GPU")
+    parser.add_argument("--smoke", action="store_true", help="few tests, and tiny sizes; no GPU")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Test, measure, and print one line of both."""
+    """Run the parts, and print one line of all."""
     args = _parse()
     if not args.smoke and not torch.cuda.is_available():
         say("no GPU: torch.cuda.is_available() is false (--smoke proves the script without one)")
@@ -181,24 +198,12 @@ def main() -> int:
     if args.output:
         # Now, so that a folder that cannot be made ends this before the minutes of measuring and not after them.
         args.output.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + args.limit_s
-    tests = run_tests(_TESTS_SHARE * args.limit_s, pytest_jobs(smoke=args.smoke), args.tests)
-    extra = [*(["--smoke"] if args.smoke else []), *(["--only", *args.only] if args.only else [])]
-    kernels = run_kernels(end - time.monotonic(), extra)
-    rows = kernels["results"]["kernels"]
-    result = {**gpu_machine(), "tests": tests, **kernels["results"]}
-    if "error" in kernels:
-        result["error"] = kernels["error"]
-    if args.output:
-        args.output.write_text(json.dumps(result) + "\n")
-    num_missed, num_failed = sum(row.get("met") is False for row in rows), sum("failed" in row for row in rows)
-    say(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped, {tests['seconds']} s")
-    for line in (*tests["failures"], *tests["errors"]):
-        say(f"  {line}")
-    say(f"kernels: {len(rows) - num_failed} measured, {num_failed} failed, {num_missed} below their bars")
-    finish(result)
-    is_right = not tests["failed"] and not tests["errors"] and "error" not in kernels
-    return 0 if is_right and all(row.get("right", False) for row in rows) else 1
+    check = Check(args)
+    check.run()
+    if check.failures:
+        say(f"something failed in: {', '.join(dict.fromkeys(check.failures))}")
+    finish(check.result)
+    return 1 if check.failures else 0
 
 
 if __name__ == "__main__":

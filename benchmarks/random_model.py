@@ -68,7 +68,7 @@ def make_random_model(directory: Path, shape: Shape, seed: int = 0) -> None:
     files: dict[str, Any] = {
         "config.json": _config(shape),
         "generation_config.json": {"eos_token_id": _EOS_ID, "do_sample": False},
-        "tokenizer.json": _tokenizer(shape.vocab_size),
+        "tokenizer.json": byte_level_tokenizer(shape.vocab_size),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": "<|end|>",
@@ -133,7 +133,7 @@ def _weights(shape: Shape, seed: int) -> Iterator[tuple[str, Tensor]]:
     yield "model.norm.weight", norm(hidden)
 
 
-def _tokenizer(vocab_size: int) -> dict[str, Any]:
+def byte_level_tokenizer(vocab_size: int) -> dict[str, Any]:
     """A byte-level BPE tokenizer of exactly `vocab_size` tokens: as long to load as a real one of that size.
 
     After the special token and the bytes come pairs of letters and digits, then a pair and one more, and so on.

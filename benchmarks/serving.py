@@ -49,17 +49,22 @@ class Record:
     error: str | None = None
 
 
+def server(args: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
+    """`serve` with the model and type of `args`; yields its URL when it is ready."""
+    return started(["--model", args.model, "--dtype", args.dtype], START_TIMEOUT_S)
+
+
 @contextlib.contextmanager
-def server(args: argparse.Namespace) -> Iterator[str]:
-    """`serve` on a free port of 127.0.0.1; yields its URL when it is ready."""
+def started(flags: list[str], timeout_s: float) -> Iterator[str]:
+    """`serve` with these flags on a free port of 127.0.0.1; yields its URL. SystemExit where it does not get ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "serve"), "--model", args.model, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([*command, "--dtype", args.dtype], stdout=sys.stderr)
+    command = [sys.executable, str(ROOT / "serve"), "--host", "127.0.0.1", "--port", str(port), *flags]
+    process = subprocess.Popen(command, stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + START_TIMEOUT_S
+        end = time.monotonic() + timeout_s
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/ping", timeout=2):
                 break
@@ -69,7 +74,11 @@ def server(args: argparse.Namespace) -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
 async def one_request(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Record:

@@ -14,6 +14,8 @@ from engine.runner.start import load_model
 from engine.sequence import SchedulerOutput, Sequence
 from kernels import AttentionMetadata, KernelOptions, for_device
 
+# Where "auto" runs a model: pytest's --device says what it finds.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
 
 
@@ -75,31 +77,34 @@ class PromptLogits:
     def __init__(self, directory: Path, dtype: torch.dtype, options: KernelOptions | None = None) -> None:
         self._config = read_model_config(directory)
         self._dtype = dtype
-        self._kernels = for_device(torch.device("cpu"), dtype, options)
+        self._kernels = for_device(DEVICE, dtype, options)
         config = EngineConfig(model=str(directory))
-        self._model = load_model(config, self._config, self._kernels, dtype, torch.device("cpu")).model
+        self._model = load_model(config, self._config, self._kernels, dtype, DEVICE).model
 
     @torch.inference_mode()
     def __call__(self, prompt: list[int], block_size: int = 16, cuts: tuple[int, ...] = ()) -> torch.Tensor:
-        """[len(prompt), vocab_size], computed at once, or chunk by chunk between the `cuts`."""
+        """[len(prompt), vocab_size] on the CPU, computed at once, or chunk by chunk between the `cuts`."""
         config, num_tokens = self._config, len(prompt)
         num_blocks = -(-num_tokens // block_size)
         shapes = self._kernels.kv_cache_shapes(num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
         cache = [
-            (torch.zeros(shapes[0], dtype=self._dtype), torch.zeros(shapes[1], dtype=self._dtype))
+            (
+                torch.zeros(shapes[0], dtype=self._dtype, device=DEVICE),
+                torch.zeros(shapes[1], dtype=self._dtype, device=DEVICE),
+            )
             for _ in range(config.num_layers)
         ]
         logits = []
         for start, end in itertools.pairwise(cuts or (0, num_tokens)):
             metadata = AttentionMetadata(
-                slot_mapping=torch.arange(block_size + start, block_size + end),
-                query_start_loc=torch.tensor([0, end - start], dtype=torch.int32),
-                seq_lens=torch.tensor([end], dtype=torch.int32),
-                block_table=torch.arange(1, num_blocks + 1, dtype=torch.int32)[None],
+                slot_mapping=torch.arange(block_size + start, block_size + end, device=DEVICE),
+                query_start_loc=torch.tensor([0, end - start], dtype=torch.int32, device=DEVICE),
+                seq_lens=torch.tensor([end], dtype=torch.int32, device=DEVICE),
+                block_table=torch.arange(1, num_blocks + 1, dtype=torch.int32, device=DEVICE)[None],
                 max_query_len=end - start,
                 max_seq_len=end,
             )
-            ids = torch.tensor(prompt[start:end])
-            hidden = self._model.forward(ids, torch.arange(start, end), cache, metadata)
-            logits.append(self._model.compute_logits(hidden))
+            ids = torch.tensor(prompt[start:end], device=DEVICE)
+            hidden = self._model.forward(ids, torch.arange(start, end, device=DEVICE), cache, metadata)
+            logits.append(self._model.compute_logits(hidden).cpu())
         return torch.cat(logits)

@@ -14,7 +14,7 @@ from engine.runner.model_runner import bytes_per_block
 from kernels import KernelOptions, for_device, select
 from kernels.cpu import load_native
 from kernels.cpu.linear import NativeLinear, OneDnnLinear
-from tests.model.driver import PromptLogits
+from tests.model.driver import DEVICE, PromptLogits
 from tests.model.tiny_models import make_llama, make_qwen3
 
 SHIPPED = Path(__file__).parents[2] / "models/galley-tiny"
@@ -60,7 +60,7 @@ def workload(vocab_size: int, max_len: int, seed: int) -> list[tuple[TokensPromp
 def cache_gib(path: Path, dtype: str, max_len: int) -> float:
     """Room for little more than one sequence of max_len, so that sequences take blocks from one another."""
     config = read_model_config(path)
-    kernels = for_device(torch.device("cpu"))
+    kernels = for_device(DEVICE)
     block_bytes = bytes_per_block(kernels, config, 32, getattr(torch, dtype))
     return block_bytes * (-(-max_len // 32) + 4) / 2**30
 
@@ -70,7 +70,13 @@ def run(llm: LLM, requests: list[tuple[TokensPrompt, SamplingParams]]) -> list[l
     return [[output.token_ids for output in result.outputs] for result in results]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        pytest.param("bfloat16", marks=pytest.mark.cpu_only("cuBLAS rounds a product by the number of its rows")),
+    ],
+)
 @pytest.mark.parametrize("name", ["shipped", "llama", "qwen3"])
 def test_outputs_equal_solo_runs(models, name, dtype):
     path = str(models[name])
@@ -95,6 +101,7 @@ def test_outputs_equal_solo_runs(models, name, dtype):
     assert [shuffled[order.index(i)] for i in range(len(order))] == expected, "order of arrival"
 
 
+@pytest.mark.cpu_only("bitwise equality is what the CPU's own products promise")
 @pytest.mark.parametrize(
     ("dtype", "quantization"),
     [
@@ -112,6 +119,7 @@ def test_logits_are_bitwise_the_same_in_any_chunks(dtype, quantization):
         assert torch.equal(logits(prompt, cuts=cuts), whole)
 
 
+@pytest.mark.cpu_only("about oneDNN's products")
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-3), ("bfloat16", 0.1)])
 def test_without_determinism_only_near_ties_differ(monkeypatch, dtype, near):
     """oneDNN's products, which CPUs with a matrix unit use, round one row otherwise than a batch of rows."""
@@ -135,6 +143,7 @@ def test_without_determinism_only_near_ties_differ(monkeypatch, dtype, near):
     assert num_different <= len(prompts) // 3
 
 
+@pytest.mark.cpu_only("about the CPU's linear layers")
 def test_determinism_can_be_asked_for_where_it_is_not_the_default(monkeypatch):
     monkeypatch.setattr(select, "has_matrix_unit", lambda: True)
     cpu = torch.device("cpu")

@@ -89,6 +89,7 @@ def load(path, **settings):
     return load_runner(EngineConfig(model=str(path), **settings), lambda stage: None)
 
 
+@pytest.mark.cpu_only("the size of the CPU's own cache")
 def test_info_and_stages(model_dir):
     stages = []
     config = EngineConfig(model=str(model_dir), max_num_seqs=3, max_model_len=100, served_model_name="tiny")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_check import pytest_command, pytest_jobs
 from benchmarks.gpu_kernels import Bar, Sizes, measurements
 from benchmarks.gpu_linear import merged
+from benchmarks.gpu_tests import TestRun, engine_jobs, kernel_jobs, pytest_command
 from benchmarks.gpu_timing import num_sets
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,8 @@ def test_kernels_are_measured() -> None:
 
 def test_check_runs_tests_and_kernels_and_keeps_its_line(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    arguments = ["--smoke", "--tests", "rms_norm", "--only", "add_rms_norm", "--output", str(output)]
+    arguments = ["--smoke", "--parts", "kernels-tests", "kernels", "--limit-s", "240", "--output", str(output)]
+    arguments += ["--tests", "rms_norm", "--only", "add_rms_norm"]
     code, result = run("gpu_check.py", *arguments)
     assert code == 0
     assert result == json.loads(output.read_text())
@@ -58,7 +59,10 @@ def test_a_table_of_linear_layers_is_written(tmp_path: Path) -> None:
     assert {"versions", "date", "entries"} == json.loads(output.read_text()).keys()
 
 
-@pytest.mark.parametrize("script", ["gpu_kernels.py", "gpu_check.py", "gpu_linear.py"])
+ENGINE_SCRIPTS = ["gpu_steps.py", "gpu_offline.py", "gpu_serving.py", "gpu_start.py"]
+
+
+@pytest.mark.parametrize("script", ["gpu_kernels.py", "gpu_check.py", "gpu_linear.py", *ENGINE_SCRIPTS])
 def test_no_gpu_is_said(script: str) -> None:
     assert run(script) == (2, {})
 
@@ -90,8 +94,18 @@ def test_what_needs_hypothesis_is_not_loaded(tmp_path: Path) -> None:
     """The tests' own root is left out, as a plain `pytest tests/gpu` would not."""
     (tmp_path / "hypothesis.py").write_text("raise ImportError('not here')")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*pytest_command(tmp_path / "report.xml", "tests/gpu", ""), "--collect-only", "-p", "no:hypothesispytest"]
+    (tmp_path / "msgspec.py").write_text("raise ImportError('not here')")
+    jobs = kernel_jobs(smoke=False)
+    assert {"tests/gpu/test_attention.py", "tests/kernels/gpu/test_norm.py"} <= set(jobs)
+    command = pytest_command(tmp_path / "report.xml", jobs[0], TestRun([]))
+    command += [*jobs[1:], "--collect-only", "-p", "no:hypothesispytest"]
     ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    jobs = pytest_jobs(smoke=False)
-    assert {"tests/gpu/test_attention.py", "tests/kernels/gpu/test_norm.py"} <= set(jobs)
+
+
+def test_every_test_of_the_engine_is_a_job() -> None:
+    jobs = engine_jobs(smoke=False)
+    assert jobs[0] == "tests/gpu/test_engine.py"
+    for folder in ("tests/model", "tests/engine", "tests/property"):
+        assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob("test_*.py")} <= set(jobs)
+    assert not set(jobs) & set(kernel_jobs(smoke=False))

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from engine.runner.model_runner import NULL_BLOCK, ModelRunner, RunnerLimits
 from engine.runner.start import choose_dtype, load_model
 from engine.sequence import SchedulerOutput, Sequence
 from kernels.gpu.hardware import KNOWN, Hardware
+from kernels.gpu.host_code import build_host_code
 from kernels.gpu.kernels import TritonKernels
 from kernels.gpu.no_gpu import compiling
 
@@ -57,12 +59,17 @@ _FORMS: tuple[SamplingParams, ...] = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Compiled:
-    """What serving launches on one architecture. num_new: binaries that were not in the directory before."""
+    """What serving launches on one architecture.
+
+    num_new: binaries that were not in the directory before. missing: why the host's part of a launch is not there too,
+    if it is not.
+    """
 
     capability: int
     num_binaries: int
     num_new: int
     took_s: float
+    missing: str | None
 
 
 def meta_runner(config: EngineConfig, hardware: Hardware) -> ModelRunner:
@@ -144,14 +151,14 @@ def compile_for(config: EngineConfig, cache_dir: str | None, capability: int) ->
     triton.knobs.cache.dir = cache_dir or triton.knobs.cache.dir
     # The machine code and what a launch must know of it: a seventh of what Triton would store. Both are found alike.
     triton.knobs.compilation.store_binary_only = True
-    binaries: set[str] = set()
+    binaries: dict[str, Any] = {}
     misses: list[object] = []
 
     def on_compile(*_: object, cache_hit: bool, **__: object) -> None:
         misses.extend(() if cache_hit else (None,))
 
     def on_launch(kernel: Any) -> None:
-        binaries.add(kernel.hash)
+        binaries[kernel.hash] = kernel
 
     started = time.monotonic()
     triton.knobs.compilation.listener = on_compile
@@ -162,7 +169,12 @@ def compile_for(config: EngineConfig, cache_dir: str | None, capability: int) ->
             else:
                 runner.capture(sizes)
             go_through_forms(runner)
-    return Compiled(capability, len(binaries), len(misses), time.monotonic() - started)
+    missing = None
+    try:
+        build_host_code(binaries.values())
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        missing = str(error)
+    return Compiled(capability, len(binaries), len(misses), time.monotonic() - started, missing)
 
 
 def _runners(config: EngineConfig, capability: int) -> Iterator[tuple[ModelRunner, tuple[int, ...] | None]]:
@@ -188,6 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
                     f"sm_{result.capability}: {result.num_binaries} binaries, {result.num_new} of them new, "
                     f"{result.took_s:.0f} s"
                 )
+                if result.missing is not None:
+                    print(f"serving will need a C compiler, as this needs one: {result.missing}", file=sys.stderr)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,5 +1,7 @@
 """A directory that one command fills without a GPU has all binaries that serving looks up, and a start loads them."""
 
+import ctypes.util
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import pytest
 
 pytest.importorskip("msgspec")
 
+HAS_DRIVER = ctypes.util.find_library("cuda") is not None
 ROOT = Path(__file__).parents[3]
 # 301 tokens: rows of logits, counts and masks, one after the other, are then not all aligned.
 CONFIG: dict[str, Any] = {
@@ -109,6 +112,14 @@ def files(directory: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
 
+def load_error(module: str) -> str:
+    spec = importlib.util.spec_from_file_location("cuda_utils", module)
+    assert spec is not None
+    with pytest.raises(ImportError) as error:
+        importlib.util.module_from_spec(spec)
+    return str(error.value)
+
+
 def test_serving_compiles_nothing_that_the_command_has_not(tmp_path: Path) -> None:
     model, cache = tmp_path / "model", tmp_path / "cache"
     model.mkdir()
@@ -121,6 +132,9 @@ def test_serving_compiles_nothing_that_the_command_has_not(tmp_path: Path) -> No
     filled = files(cache)
     assert sum(path.endswith(".cubin") for path in filled) == int(counts[1])
     assert not any(path.endswith((".ptx", ".ttir", ".llir")) for path in filled)
+    # What launches them is there too, bound to the driver of the machine that will load it.
+    [utilities] = [path for path in filled if Path(path).name.startswith("cuda_utils.")]
+    assert HAS_DRIVER or "libcuda.so.1" in load_error(utilities)
 
     served = json.loads(run("-c", SERVE, str(model), str(cache)))
     missed = [name for name, is_hit in served["found"] if not is_hit]

@@ -20,9 +20,7 @@ from tests.model.late_device import LateDevice
 from tests.model.test_overlap import Answer, Traffic, serve
 from tests.model.tiny_models import make_qwen3
 
-pytestmark = pytest.mark.skipif(
-    HAS_GPU, reason="for the interpreter: on a GPU, benchmarks and tests/gpu run the engine"
-)
+pytestmark = pytest.mark.skipif(HAS_GPU, reason="for the interpreter; tests/gpu is for GPUs")
 
 VOCAB_SIZE = 96
 SHAPE = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "vocab_size": VOCAB_SIZE}

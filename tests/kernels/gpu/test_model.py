@@ -36,7 +36,7 @@ def runner_of(directory: Path, kernels: Kernels) -> ModelRunner:
     return ModelRunner(loaded, HostDevice(), limits)
 
 
-@pytest.mark.skipif(HAS_GPU, reason="for the interpreter: tests/gpu has models on a GPU")
+@pytest.mark.skipif(HAS_GPU, reason="for the interpreter; tests/gpu is for GPUs")
 @pytest.mark.parametrize("make", [make_llama, make_qwen3])
 def test_a_model_samples_the_same_tokens(tmp_path: Path, hardware: Hardware, make: Callable[[Path], object]) -> None:
     """Prompts of several lengths, computed in chunks beside decodes, greedy and sampled under every filter and edit."""

@@ -1,4 +1,4 @@
-"""Which kernels each kind of step launches, and that torch computes nothing beside them: the table of docs/kernels.md."""
+"""Which kernels each step launches, and that torch computes nothing beside them: the table of docs/kernels.md."""
 
 import json
 from collections.abc import Iterator

@@ -97,11 +97,12 @@ def meta_runner(config: EngineConfig, hardware: Hardware) -> ModelRunner:
     return ModelRunner(loaded, device, limits)
 
 
-def start(runner: ModelRunner) -> None:
+def start(runner: ModelRunner, *, enforce_eager: bool = False) -> None:
     """What a start launches, once the weights are there."""
     runner.warm_up()
     runner.profile()
-    runner.capture()
+    if not enforce_eager:
+        runner.capture()
 
 
 def go_through_forms(runner: ModelRunner) -> None:

@@ -59,6 +59,7 @@ choices = [
 for settings, num_multiprocessors in (
     ({"max_num_seqs": 15, "max_model_len": 999, "max_num_batched_tokens": 200}, 4),
     ({"max_num_seqs": 130, "max_num_batched_tokens": 1001}, 132),
+    ({"max_num_seqs": 40, "max_model_len": 128, "enforce_eager": True}, 8),
     ({"max_num_seqs": 1, "max_model_len": 40, "max_num_batched_tokens": 16}, 20),
 ):
     config = EngineConfig(model=model, block_size=16, **settings)
@@ -66,7 +67,7 @@ for settings, num_multiprocessors in (
     now = {}
     with compiling(90, lambda kernel: now.update({kernel.hash: kernel.name})):
         runner = meta_runner(config, hardware)
-        start(runner)
+        start(runner, enforce_eager=config.enforce_eager)
         warm = set(now)
         driver = Driver(runner, 16)
         driver.free = list(range(1, 10**4))

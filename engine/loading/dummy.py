@@ -22,7 +22,8 @@ class DummyWeights(FusedWeights):
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(Ledger(None), dtype, device)
-        self._generator = torch.Generator(device)
+        # The meta device has no memory: shapes alone are what its user wants.
+        self._generator = None if device.type == "meta" else torch.Generator(device)
         self._num_bytes = 0
         self._start_s = time.monotonic()
 
@@ -39,6 +40,8 @@ class DummyWeights(FusedWeights):
         return LoadStatistics(self._num_bytes, 0, time.monotonic() - self._start_s)
 
     def _fill(self, name: str, target: Tensor) -> None:
+        if self._generator is None:
+            return
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
         # One generator for all: a pass over the memory is all that a tensor costs.
         self._generator.manual_seed(seed >> 1)

@@ -257,12 +257,17 @@ class ModelRunner:
             self._run_once(sequences)
 
     def profile(self) -> None:
-        """Run the step that takes the most memory: as many tokens, and as many sampled rows, as a step may have."""
+        """Run the step that takes the most memory: as many tokens, and as many sampled rows, as a step may have.
+
+        Then a decode of as many sequences: where none is recorded, its form of the kernels must be loaded all the same.
+        """
         limits = self._step_limits
         num_seqs = min(limits.max_num_seqs, limits.max_num_tokens)
         length = max(1, min(limits.max_num_tokens // num_seqs, self.limits.max_model_len - 1))
         params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
-        self._run_once([self._null_sequence(params, length, row) for row in range(num_seqs)])
+        sequences = [self._null_sequence(params, length, row) for row in range(num_seqs)]
+        self._run_once(sequences)
+        self._run_once(sequences)
 
     def _null_sequence(self, params: SamplingParams, num_tokens: int, row: int) -> Sequence:
         request = GenerateRequest(request_id=0, prompt_token_ids=[0] * num_tokens, params=params, deadline=0.0)

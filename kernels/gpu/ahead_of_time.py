@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from kernels.gpu.cases import MODULES, CompileCase
 from kernels.gpu.hardware import KNOWN
+from kernels.gpu.no_gpu import compiling
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -53,45 +51,14 @@ class Binary:
     digest: str
 
 
-class _NoDriver:
-    """What the compiler asks of a driver, for a GPU that is not there."""
-
-    def __init__(self, capability: int) -> None:
-        self._capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._capability, 32)
-
-    def get_current_device(self) -> int:
-        # The number under which compiled kernels are kept: architectures must not share it.
-        return self._capability
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-
 def compile_cases(capability: int, cases: Iterator[CompileCase]) -> list[Binary]:
-    """Every kernel that the cases launch, compiled for sm_`capability`; in order, each (case, machine code) once.
-
-    Takes the place of `JITFunction.run` for this process while it works: launching would need a GPU.
-    """
+    """Every kernel that the cases launch, compiled for sm_`capability`; in order, each (case, machine code) once."""
     compiled: list[tuple[str, Any]] = []
-    launch = JITFunction.run
     current = ""
-
-    def record(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernel = launch(self, *args, grid=grid, warmup=True, **options)
-        compiled.append((current, kernel))
-        return kernel
-
-    driver.set_active(_NoDriver(capability))
-    JITFunction.run = record
-    try:
+    with compiling(capability, lambda kernel: compiled.append((current, kernel))):
         for case in cases:
             current = case.name
             case.launch()
-    finally:
-        JITFunction.run = launch
     binaries = {(name, kernel.hash): _describe(name, kernel, capability) for name, kernel in compiled}
     return list(binaries.values())
 

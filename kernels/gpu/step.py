@@ -132,7 +132,8 @@ def expand_step(tables: StepTables, state: RowState, block_size: int, max_blocks
     )
 
 
-@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["places_ptr", "values_ptr"])
+# words_ptr may be a row of a wide tensor: aligned or not, row by row, where the width is no multiple of four.
+@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["words_ptr", "places_ptr", "values_ptr"])
 def _write_words(words_ptr, places_ptr, values_ptr, num_words, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < num_words

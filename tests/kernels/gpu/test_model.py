@@ -14,9 +14,10 @@ from tests.kernels.gpu.conftest import HAS_GPU
 
 pytest.importorskip("msgspec")
 
-from engine.api import SamplingParams
+from engine.api import EngineConfig, SamplingParams
 from engine.loading import read_model_config
 from engine.runner import ModelRunner
+from engine.runner.device import HostDevice
 from engine.runner.model_runner import RunnerLimits
 from engine.runner.start import load_model
 from tests.model.driver import Driver, make_sequence
@@ -27,12 +28,15 @@ BLOCK_SIZE = 16
 
 def runner_of(directory: Path, kernels: Kernels) -> ModelRunner:
     config = read_model_config(directory)
-    limits = RunnerLimits(num_blocks=24, block_size=BLOCK_SIZE, max_num_seqs=4, max_model_len=128)
-    model = load_model(directory, config, torch.float32, kernels)
-    return ModelRunner(model, kernels, config, torch.float32, limits)
+    limits = RunnerLimits(
+        num_blocks=24, block_size=BLOCK_SIZE, max_num_seqs=4, max_num_batched_tokens=24, max_model_len=128
+    )
+    settings = EngineConfig(model=str(directory))
+    loaded = load_model(settings, config, kernels, torch.float32, torch.device("cpu"))
+    return ModelRunner(loaded, HostDevice(), limits)
 
 
-@pytest.mark.skipif(HAS_GPU, reason="the runner does not know devices yet")
+@pytest.mark.skipif(HAS_GPU, reason="for the interpreter; tests/gpu is for GPUs")
 @pytest.mark.parametrize("make", [make_llama, make_qwen3])
 def test_a_model_samples_the_same_tokens(tmp_path: Path, hardware: Hardware, make: Callable[[Path], object]) -> None:
     """Prompts of several lengths, computed in chunks beside decodes, greedy and sampled under every filter and edit."""

@@ -73,7 +73,7 @@ def load_runner(
         models.check_architecture(model_config.architecture)
         generation = read_generation_defaults(directory)
         _check_defaults(generation, model_config)
-    with stages.stage("opening the device"):
+    with stages.stage("preparing the device and its kernels"):
         device = device or open_device(config)
         config = config.for_device(device.torch_device.type)
         dtype = choose_dtype(config, model_config, device.torch_device)

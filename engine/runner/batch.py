@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.runner.device import Device
 from engine.runner.logprobs import LogprobRows, prompt_rows
-from engine.runner.rows import NO_LOGPROBS, NOWHERE, Changes, Rows
+from engine.runner.rows import HAS_LOGPROBS, HAS_RULES, IS_DRAWN, NO_LOGPROBS, NOWHERE, Changes, Rows
 from engine.runner.staging import Packet, Segment, Staging, padded
 from engine.sampling import joined_biases
 from engine.sequence import SchedulerOutput, Sequence
@@ -32,6 +32,7 @@ from kernels import (
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ROW_TOKEN = -1  # in StepTables.token_ids
+_MOST_STAGED_CHANGES = 2**21  # words: 8 MiB
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +120,10 @@ class StepBuilder:
         self._kernels = kernels
         self._limits = limits
         self.rows = Rows(device, limits.max_num_seqs, limits.max_blocks, limits.vocab_size)
-        # At most, every row is new and gets a whole table; a place and a value for each word.
+        # At most, every row is new and gets a whole table; a place and a value for each word. Of very many very long
+        # ones, what does not fit goes beside the buffer.
         most_changes = 2 * padded(limits.max_num_seqs * (limits.max_blocks + NUM_SAMPLING_COLUMNS))
+        most_changes = min(most_changes, _MOST_STAGED_CHANGES)
         tables = 4 * padded(limits.max_num_seqs + 1) + padded(limits.max_num_tokens)
         self.staging = Staging(device, tables + most_changes)
         self.inputs = empty_inputs(device.torch_device, limits)
@@ -145,7 +148,8 @@ class StepBuilder:
         packet = self.staging.open()
         tables = self._pack_tables(packet, advance, num_padding)
         advance.changes.pack(packet)
-        has_edits = bool(self.rows.has_rules[sampled_rows].any())
+        asks = int(np.bitwise_or.reduce(self.rows.asks[sampled_rows]))
+        has_edits = bool(asks & HAS_RULES)
         biases = joined_biases([self.rows.rules[row] for row in sampled_rows.tolist()]) if has_edits else None
         return StagedStep(
             sizes=StepSizes(
@@ -162,17 +166,15 @@ class StepBuilder:
             tables=tables,
             biases=None if biases is None else tuple(packet.put(part) for part in biases),
             has_edits=has_edits,
-            all_greedy=not self.rows.temperature[sampled_rows].any(),
+            all_greedy=not asks & IS_DRAWN,
             sampled=sampled.tolist(),
-            logprobs=self._logprob_rows(packet, sampled, sampled_rows),
+            logprobs=self._logprob_rows(packet, sampled, sampled_rows) if asks & HAS_LOGPROBS else None,
             prompt_logprobs=_prompt_logprobs(packet, advance) if advance.prompts else None,
         )
 
-    def _logprob_rows(self, packet: Packet, sampled: Array, sampled_rows: Array) -> LogprobRows | None:
+    def _logprob_rows(self, packet: Packet, sampled: Array, sampled_rows: Array) -> LogprobRows:
         num_tops = self.rows.num_logprobs[sampled_rows]
         asking = np.flatnonzero(num_tops != NO_LOGPROBS)
-        if not len(asking):
-            return None
         pairs = zip(sampled[asking].tolist(), num_tops[asking].tolist(), strict=True)
         return LogprobRows(packet.put(asking), None, tuple((pair, 1, num_top) for pair, num_top in pairs))
 

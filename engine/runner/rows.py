@@ -24,6 +24,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 NO_LOGPROBS = -1
 NOWHERE = -1
+IS_DRAWN = 1
+HAS_RULES = 2
+HAS_LOGPROBS = 4
 
 
 class Rows:
@@ -31,7 +34,8 @@ class Rows:
 
     num_computed: int64 [rows], tokens whose K/V the steps so far compute. sampled_at: int64 [rows], the length at which
     the row sampled last, so that its next token is on the device; -1 where that is not its sequence's.
-    temperature: float32 [rows]. num_logprobs: int32 [rows], -1 for none. has_rules: bool [rows]; rules: of each row.
+    asks: int64 [rows], bits of what is out of the ordinary about the row's sampling: IS_DRAWN, HAS_RULES, HAS_LOGPROBS.
+    num_logprobs: int32 [rows], -1 for none. rules: of each row.
     """
 
     def __init__(self, device: Device, max_num_seqs: int, max_blocks: int, vocab_size: int) -> None:
@@ -40,9 +44,8 @@ class Rows:
         num_rows = max_num_seqs + 3
         self.num_computed = np.zeros(num_rows, dtype=np.int64)
         self.sampled_at = np.full(num_rows, NOWHERE, dtype=np.int64)
-        self.temperature = np.zeros(num_rows, dtype=np.float32)
+        self.asks = np.zeros(num_rows, dtype=np.int64)
         self.num_logprobs = np.full(num_rows, NO_LOGPROBS, dtype=np.int32)
-        self.has_rules = np.zeros(num_rows, dtype=np.bool_)
         self.rules: list[TokenRules | None] = [None] * num_rows
         self.num_blocks = np.zeros(num_rows, dtype=np.int64)
         # The list that a row holds, kept alive so that no other can have its identity.
@@ -62,14 +65,14 @@ class Rows:
         counts = zeros(device, num_rows * vocab_size, torch.int32).view(num_rows, vocab_size)
         self.state = RowState(parts[0], parts[1].view(-1), parts[2], parts[3], counts)
 
-    def table_words(self, sequence: Sequence) -> tuple[Array, Array]:
+    def table_words(self, sequence: Sequence) -> tuple[range, list[int]]:
         """(places, values) of the blocks that the sequence's row lacks. The row is then current."""
         row, block_ids = sequence.row, sequence.block_ids
         first = int(self.num_blocks[row]) if self.held[row] is block_ids else 0
         self.held[row] = block_ids
         self.num_blocks[row] = len(block_ids)
         start = self._starts[0] + row * self._widths[0]
-        return np.arange(start + first, start + len(block_ids)), np.array(block_ids[first:], dtype=np.int32)
+        return range(start + first, start + len(block_ids)), block_ids[first:]
 
     def takes(self, sequence: Sequence) -> bool:
         """Whether the row must get the sequence's parameters and counts, for it has another's.
@@ -85,8 +88,9 @@ class Rows:
         words = sampling_words(sequence, rules)
         self._owners[row] = sequence
         self.rules[row] = rules
-        self.has_rules[row] = rules is not None
-        self.temperature[row] = words.view(np.float32)[SamplingColumn.TEMPERATURE]
+        self.asks[row] = IS_DRAWN if words[SamplingColumn.TEMPERATURE] else 0
+        self.asks[row] |= HAS_RULES if rules is not None else 0
+        self.asks[row] |= HAS_LOGPROBS if params.logprobs is not None else 0
         self.num_logprobs[row] = NO_LOGPROBS if params.logprobs is None else params.logprobs
         changes = [(self._places(2, row), words)]
         if rules is not None and rules.allowed is not None:
@@ -103,6 +107,7 @@ class Changes:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self._blocks: tuple[list[int], list[int]] = ([], [])
         self._places: list[Array] = []
         self._values: list[Array] = []
         self._counted: list[tuple[int, Array, Array]] = []
@@ -111,9 +116,9 @@ class Changes:
 
     def grow(self, sequence: Sequence) -> None:
         """The sequence has got more blocks."""
-        places, values = self._rows.table_words(sequence)
-        self._places.append(places)
-        self._values.append(values)
+        places, block_ids = self._rows.table_words(sequence)
+        self._blocks[0].extend(places)
+        self._blocks[1].extend(block_ids)
 
     def take(self, sequence: Sequence, rules: TokenRules | None) -> None:
         """The row is the sequence's from now on."""
@@ -125,8 +130,12 @@ class Changes:
 
     def pack(self, packet: Packet) -> None:
         """Put everything into the step's packet."""
+        places, values = (np.array(part, dtype=np.int32) for part in self._blocks)
         if self._places:
-            self._words = packet.put(np.concatenate(self._places)), packet.put(np.concatenate(self._values))
+            places = np.concatenate((places, *self._places))
+            values = np.concatenate((values, *self._values))
+        if len(places):
+            self._words = packet.put(places), packet.put(values)
         self._counts = [(row, packet.put(ids), packet.put(counts)) for row, ids, counts in self._counted]
 
     def apply(self, packet: Packet, kernels: Kernels) -> None:

@@ -199,13 +199,18 @@ class ModelRunner:
         self._kernels.write_words(self._steps.rows.state.last_tokens, rows, tokens)
         return tokens
 
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        """The sizes of decode steps to record, ascending. None is larger than a step may be."""
+        return bucket_sizes(self._step_limits.max_num_seqs)
+
     @torch.inference_mode()
     def capture(self, sizes: tuple[int, ...] | None = None) -> None:
-        """Record the decode step for each of these sizes; None is all that `bucket_sizes` names.
+        """Record the decode step for each of these sizes; None is all of `graph_sizes`.
 
         The KV cache must be the one to serve with: the recordings hold its address.
         """
-        sizes = bucket_sizes(self._step_limits.max_num_seqs) if sizes is None else sizes
+        sizes = self.graph_sizes if sizes is None else sizes
         self._graphs.capture(sizes, self._send_padding, self._bucket_forward, self._bucket_sample)
 
     def _bucket_forward(self, size: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.runner.device import Device
-from engine.runner.staging import Packet, Segment
+from engine.runner.staging import Packet, Segment, padded
 from engine.sampling import held_tokens, mask_words, sampling_words
 from engine.sequence import Sequence
 from engine.token_rules import TokenRules
@@ -49,7 +49,8 @@ class Rows:
         self.held: list[list[int] | None] = [None] * num_rows
         self._owners: list[Sequence | None] = [None] * num_rows
         shapes = (max_blocks, 1, NUM_SAMPLING_COLUMNS, -(-vocab_size // 32))
-        self._starts = np.cumsum([0, *(num_rows * width for width in shapes)]).tolist()
+        # Aligned, as the segments of a packet are, whatever the model's length: kernels are compiled for that.
+        self._starts = np.cumsum([0, *(padded(num_rows * width) for width in shapes)]).tolist()
         self._widths = shapes
         # One run of words, so that one launch writes whatever has changed in any of them.
         self.words = zeros(device, self._starts[-1], torch.int32)

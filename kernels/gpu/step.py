@@ -132,7 +132,8 @@ def expand_step(tables: StepTables, state: RowState, block_size: int, max_blocks
     )
 
 
-@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["places_ptr", "values_ptr"])
+# One row of the counts begins anywhere: of a vocabulary that is no multiple of 4, only each fourth row is aligned.
+@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["words_ptr", "places_ptr", "values_ptr"])
 def _write_words(words_ptr, places_ptr, values_ptr, num_words, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < num_words

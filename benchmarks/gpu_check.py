@@ -16,7 +16,9 @@ A bar that is missed is told, and fails nothing.
 import argparse
 import json
 import os
+import shutil
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,16 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def missing_for_triton() -> str:
+    """What triton does not find for building its launchers in C; nothing where all is there."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "C compiler"
+    # As triton looks for it: Debian's own scheme names a folder that is not there.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
+    return "" if header.exists() else str(header)
+
+
 def main() -> int:
     """Run the parts, and print one line of all."""
     args = _parse()
@@ -198,6 +210,8 @@ def main() -> int:
     if args.output:
         # Now, so that a folder that cannot be made ends this before the minutes of measuring and not after them.
         args.output.parent.mkdir(parents=True, exist_ok=True)
+    if not args.smoke and (absent := missing_for_triton()):
+        say(f"kernels may all fail to launch: triton builds its launchers on this machine, which has no {absent}")
     check = Check(args)
     check.run()
     if check.failures:

@@ -15,7 +15,7 @@ import torch
 
 # Kernels of one graph start 1 to 2 microseconds after one another; what is longer is a wait for the host.
 _LONG_GAP_US = 5.0
-_WORK = ("kernel", "gpu_memset")
+_WORK = ("kernel", "gpu_memset", "gpu_memcpy")
 _NUM_NAMED = 14
 
 

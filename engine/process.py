@@ -105,16 +105,23 @@ class EngineProcess:
             self._tick(core)
             if not core.has_work():
                 continue
-            try:
-                outputs = core.step(on_launched=lambda: self._take_events(core, wait=False))
-                for client_id, client_outputs in outputs.items():
-                    self._server.send(client_id, Outputs(client_outputs))
-            except Exception:  # the boundary: one bad step fails its own requests, not the engine
-                log.exception("a step failed")
-                self._send_failures(core.fail_step(GenerationFailed("The engine failed to compute this request.")))
-                # Was it the requests, or the device? A device that cannot even warm up raises again, and ends us.
+            if not self._step(core):
+                # Was it the requests, or the device? A device that cannot even warm up raises again, and ends us. Not
+                # where the exception is handled: its traceback holds the failed step's tensors, a full GPU's memory.
                 core.runner.recover()
         return EXIT_OK
+
+    def _step(self, core: EngineCore) -> bool:
+        """One step of the core; False if it failed, and with it its requests."""
+        try:
+            outputs = core.step(on_launched=lambda: self._take_events(core, wait=False))
+            for client_id, client_outputs in outputs.items():
+                self._server.send(client_id, Outputs(client_outputs))
+        except Exception:  # the boundary: one bad step fails its own requests, not the engine
+            log.exception("a step failed")
+            self._send_failures(core.fail_step(GenerationFailed("The engine failed to compute this request.")))
+            return False
+        return True
 
     def _first_generation(self, core: EngineCore) -> None:
         # READY means that a request has gone all the way, not that the weights were read.

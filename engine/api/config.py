@@ -78,7 +78,7 @@ class EngineConfig:
         for name in _INTEGERS:
             value = getattr(self, name)
             _check(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "an integer")
-        for name, most in (("max_num_seqs", 2**16), ("max_num_batched_tokens", 2**24), ("max_num_waiting", 2**31)):
+        for name, most in (("max_num_seqs", 2**16 - 1), ("max_num_batched_tokens", 2**24), ("max_num_waiting", 2**31)):
             value = getattr(self, name)
             _check(value is None or 1 <= value <= most, name, f"between 1 and {most}")
         _check(

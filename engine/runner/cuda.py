@@ -108,5 +108,6 @@ class CudaDevice:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had no room for a tensor."""
-    return isinstance(error, torch.cuda.OutOfMemoryError)
+    """Whether the device had no room: for a tensor, for cuBLAS or for a kernel, which have no error of their own."""
+    words = ("ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in words)

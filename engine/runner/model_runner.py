@@ -94,26 +94,20 @@ class ModelRunner:
         self._step_limits = step_limits
         self._steps = StepBuilder(device, loaded.kernels, step_limits)
         self._graphs = DecodeGraphs(device)
-        self._kv_cache: KVCache = []
-        self.allocate_cache(limits.num_blocks)
+        self.num_blocks = limits.num_blocks
+        self._kv_cache = self._empty_cache()
 
-    def allocate_cache(self, num_blocks: int) -> None:
-        """Replace the KV cache by an empty one. What was recorded points at the old one, and is dropped.
+    def _empty_cache(self) -> KVCache:
+        """Zeros, since a masked key of NaN would still spoil its row: 0 * NaN is NaN."""
+        limits, config, dtype = self.limits, self._loaded.config, self._loaded.dtype
+        shapes = self._kernels.kv_cache_shapes(
+            limits.num_blocks, limits.block_size, config.num_kv_heads, config.head_dim
+        )
 
-        Zeros, since a masked key of NaN would still spoil its row: 0 * NaN is NaN.
-        """
-        self._graphs = DecodeGraphs(self._device)
-        self._kv_cache = []  # the old one must be gone before there is room for the new one
-        self.num_blocks = num_blocks
-        self.limits = dataclasses.replace(self.limits, num_blocks=num_blocks)
-        config, dtype = self._loaded.config, self._loaded.dtype
-        shapes = self._kernels.kv_cache_shapes(num_blocks, self.limits.block_size, config.num_kv_heads, config.head_dim)
-        self._kv_cache = [
-            (self._cache(shapes[0], dtype), self._cache(shapes[1], dtype)) for _ in range(config.num_layers)
-        ]
+        def cache(shape: tuple[int, ...]) -> Tensor:
+            return zeros(self._device, math.prod(shape), dtype).view(shape)
 
-    def _cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return zeros(self._device, math.prod(shape), dtype).view(shape)
+        return [(cache(shapes[0]), cache(shapes[1])) for _ in range(config.num_layers)]
 
     def waits_for_tokens(self, request: GenerateRequest) -> bool:
         """Whether the host must know a sequence's last token before it can say how the next one is sampled."""
@@ -199,13 +193,18 @@ class ModelRunner:
         self._kernels.write_words(self._steps.rows.state.last_tokens, rows, tokens)
         return tokens
 
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        """The sizes of decode steps to record, ascending. None is larger than a step may be."""
+        return bucket_sizes(self._step_limits.max_num_seqs)
+
     @torch.inference_mode()
     def capture(self, sizes: tuple[int, ...] | None = None) -> None:
-        """Record the decode step for each of these sizes; None is all that `bucket_sizes` names.
+        """Record the decode step for each of these sizes; None is all of `graph_sizes`.
 
         The KV cache must be the one to serve with: the recordings hold its address.
         """
-        sizes = bucket_sizes(self._step_limits.max_num_seqs) if sizes is None else sizes
+        sizes = self.graph_sizes if sizes is None else sizes
         self._graphs.capture(sizes, self._send_padding, self._bucket_forward, self._bucket_sample)
 
     def _bucket_forward(self, size: int) -> Tensor:

@@ -17,7 +17,6 @@ from engine.layers import ModelConfig
 from engine.loading import GenerationDefaults, open_weights, read_generation_defaults, read_model_config
 from engine.runner.cuda import CudaDevice, is_out_of_memory
 from engine.runner.device import Device, HostDevice
-from engine.runner.graphs import bucket_sizes
 from engine.runner.memory import (
     CacheSize,
     GpuUse,
@@ -200,7 +199,7 @@ def _size_on_gpu(
     step = step_bytes()
     graphs = 0
     before = device.memory()
-    sizes = bucket_sizes(runner.limits.max_num_seqs)
+    sizes = runner.graph_sizes
     if not config.enforce_eager:
         # The largest takes the memory that all share; each further one, what its own launches take.
         runner.capture(sizes[-1:])

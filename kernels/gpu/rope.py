@@ -181,31 +181,44 @@ class RotateAndStore:
         tables: float32 [T, R / 2], R <= D. cache: contiguous, of a float type or e4m3. slot_mapping: int64 [T].
         """
         heads = self._heads
-        num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, heads.head_dim
+        num_heads, head_dim = heads.num_heads, heads.head_dim
         queries: Tensor = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
         if qkv.shape[0] == 0:
             return queries
         key_cache, value_cache = (x.view(torch.uint8) if x.element_size() == 1 else x for x in cache)
         cos, sin = (table.contiguous() for table in tables)
-        half = cos.shape[1]
-        padded = triton.next_power_of_2(head_dim)
-        per_program = max(1, _HEADS_BLOCK // padded)
-        query_heads = min(per_program, triton.next_power_of_2(num_heads))
-        kv_heads = min(per_program, triton.next_power_of_2(num_kv_heads))
-        columns = triton.cdiv(num_heads, query_heads) + triton.cdiv(num_kv_heads, kv_heads)
+        columns, sizes = _launch_sizes(num_heads, heads.num_kv_heads, head_dim, cos.shape[1])
         _rotate_and_store[(qkv.shape[0] * columns,)](
             qkv, cos, sin, key_cache, value_cache, slot_mapping.contiguous(),
             cos if heads.query_norm is None else heads.query_norm,
             cos if heads.key_norm is None else heads.key_norm,
             heads.eps, heads.key_scale, heads.value_scale, qkv.stride(0),
-            H=num_heads, HKV=num_kv_heads, D=head_dim, D_PADDED=padded, HALF=half,
-            HALF_PADDED=triton.next_power_of_2(max(half, 1)),
-            REST_PADDED=triton.next_power_of_2(max(head_dim - 2 * half, 1)),
-            BLOCK_SIZE=key_cache.shape[2], HEADS=query_heads, KV_HEADS=kv_heads,
-            HAS_QUERY_NORM=heads.query_norm is not None, HAS_KEY_NORM=heads.key_norm is not None,
-            num_warps=max(1, min(4, query_heads * padded // 512)),
+            BLOCK_SIZE=key_cache.shape[2],
+            HAS_QUERY_NORM=heads.query_norm is not None, HAS_KEY_NORM=heads.key_norm is not None, **sizes,
         )  # fmt: skip
         return queries
+
+
+@functools.cache
+def _launch_sizes(num_heads: int, num_kv_heads: int, head_dim: int, half: int) -> tuple[int, dict[str, int]]:
+    """(programs per token, the kernel's sizes). Kept: triton's own arithmetic takes the host 2 us a call."""
+    padded = triton.next_power_of_2(head_dim)
+    per_program = max(1, _HEADS_BLOCK // padded)
+    query_heads = min(per_program, triton.next_power_of_2(num_heads))
+    kv_heads = min(per_program, triton.next_power_of_2(num_kv_heads))
+    columns = triton.cdiv(num_heads, query_heads) + triton.cdiv(num_kv_heads, kv_heads)
+    return columns, {
+        "H": num_heads,
+        "HKV": num_kv_heads,
+        "D": head_dim,
+        "D_PADDED": padded,
+        "HALF": half,
+        "HALF_PADDED": triton.next_power_of_2(max(half, 1)),
+        "REST_PADDED": triton.next_power_of_2(max(head_dim - 2 * half, 1)),
+        "HEADS": query_heads,
+        "KV_HEADS": kv_heads,
+        "num_warps": max(1, min(4, query_heads * padded // 512)),
+    }
 
 
 def compile_cases(hardware: Hardware) -> Iterator[CompileCase]:

@@ -254,7 +254,7 @@ class StepBuilder:
         return StepTables(*(step.packet.on_device(segment) for segment in step.tables))
 
     def expand(self, tables: StepTables, sizes: StepSizes) -> InputBatch:
-        """The device's half, second part. It depends on the sizes and on what lies on the device: it can be recorded."""
+        """The device's half, second part. It depends on the sizes and on what is on the device: it can be recorded."""
         max_blocks = -(-sizes.max_seq_len // self._limits.block_size)
         inputs = self.inputs
         self._kernels.expand_step(tables, self.rows.state, self._limits.block_size, max_blocks, inputs)

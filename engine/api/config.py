@@ -77,7 +77,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in _INTEGERS:
             value = getattr(self, name)
-            _check(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "an integer")
+            is_absent = value is None and name not in ("block_size", "max_num_waiting")
+            _check(is_absent or (isinstance(value, int) and not isinstance(value, bool)), name, "an integer")
+        for name in ("kv_cache_memory_gib", "gpu_memory_utilization"):
+            value = getattr(self, name)
+            is_absent = value is None and name == "kv_cache_memory_gib"
+            _check(is_absent or (isinstance(value, int | float) and not isinstance(value, bool)), name, "a number")
         for name, most in (("max_num_seqs", 2**16 - 1), ("max_num_batched_tokens", 2**24), ("max_num_waiting", 2**31)):
             value = getattr(self, name)
             _check(value is None or 1 <= value <= most, name, f"between 1 and {most}")

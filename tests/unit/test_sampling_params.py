@@ -38,7 +38,10 @@ def test_neutral_and_friendly_values() -> None:
     ("name", "value"),
     [
         *[("max_num_seqs", value) for value in (0, -1, 10**9, 1.5)],
-        *[("kv_cache_memory_gib", value) for value in (0, -1, float("inf"), float("nan"), 1e300)],
+        *[("kv_cache_memory_gib", value) for value in (0, -1, float("inf"), float("nan"), 1e300, "1", True)],
+        *[("gpu_memory_utilization", value) for value in (0, 1.01, float("nan"), "0.9", None, True)],
+        ("block_size", None),
+        ("max_num_waiting", None),
         *[("num_threads", value) for value in (0, 100_000)],
         *[("block_size", value) for value in (0, 8, 24, 256)],
         *[("max_model_len", value) for value in (0, 1, 2.5)],

@@ -35,7 +35,7 @@ from sagemaker import eventstream
 from sagemaker.container import Address
 from sagemaker.invocation import ClientLeft, ContainerBroke, ContainerTimedOut, Invocation
 
-DEFAULT_MAX_PAYLOAD_BYTES = 6 * 2**20
+DEFAULT_MAX_PAYLOAD_BYTES = 25 * 2**20
 # How much of a refused body is read and thrown away, so that the client reads our answer and not a broken pipe.
 _MAX_DRAINED_BYTES = 256 * 2**20
 _IDLE_TIMEOUT_S = 60.0

@@ -6,7 +6,9 @@ Knows the three ways to call an endpoint. Must not know boto3.
 import dataclasses
 import json
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from sagemaker.answers import AnswerError, stream_text, text_of
@@ -126,7 +128,7 @@ def invoke_async(tool: Tool, request: Request, write: Callable[[str], None], *, 
     output, failure = answer["OutputLocation"], answer.get("FailureLocation")
     tool.say(f"accepted as {answer.get('InferenceId')}")
     if wait_s is None:
-        tool.say(f"next: aws s3 cp {output} -")
+        tool.say(f"next: {_fetch(output)}")
         return
     give_up = time.monotonic() + wait_s
     while True:
@@ -136,11 +138,19 @@ def invoke_async(tool: Tool, request: Request, write: Callable[[str], None], *, 
         if failure and (body := _object(tool, failure)) is not None:
             raise ToolError(f"the container failed: {' '.join(body.decode('utf-8', 'replace').split())}")
         if time.monotonic() >= give_up:
-            raise ToolError(f"no answer within {wait_s:g} s: `aws s3 cp {output} -` later")
+            raise ToolError(f"no answer within {wait_s:g} s: `{_fetch(output)}` later")
         tool.sleep(ASYNC_POLL_INTERVAL_S)
 
 
+def _fetch(uri: str) -> str:
+    return f"curl -s {uri}" if uri.startswith("file:") else f"aws s3 cp {uri} -"
+
+
 def _object(tool: Tool, uri: str) -> bytes | None:
+    if uri.startswith("file:"):
+        # A local endpoint's.
+        path = Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path))
+        return path.read_bytes() if path.is_file() else None
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     answer = tool.aws.find(Call("s3", "GetObject", {"Bucket": bucket, "Key": key}))
     return None if answer is None else bytes(answer["Body"].read())

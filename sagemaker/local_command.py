@@ -80,6 +80,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=DEFAULT_MAX_PAYLOAD_BYTES / 2**20,
         help="largest request body in MiB; AWS's developer guide says 25, its API model 6 (default: %(default)g)",
     )
+    local.add_argument(
+        "--async-output",
+        type=Path,
+        metavar="DIR",
+        help="where answers of InvokeEndpointAsync go (default: a directory that goes with the endpoint)",
+    )
     local.set_defaults(run=run)
 
 
@@ -121,6 +127,7 @@ def _local(settings: argparse.Namespace, stop: threading.Event) -> None:
             invocation_timeout_s=settings.invocation_timeout_s,
             stream_timeout_s=settings.stream_timeout_s,
             max_payload_bytes=int(settings.max_payload_mb * 2**20),
+            async_directory=settings.async_output,
         )
         # A taken port shows before the container's long start; clients that come early wait.
         endpoint = LocalEndpoint(config, settings.port)

@@ -74,6 +74,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"ok")
 
+    def _session(self, argument: str) -> None:
+        """Answers with the headers that the argument holds, one a line."""
+        self.send_response(200)
+        for line in argument.splitlines():
+            name, _, value = line.partition(": ")
+            self.send_header(f"X-Amzn-SageMaker-{name}", value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def _hold(self, argument: str) -> None:
         self._watch_until_released()
         self._answer(200, b"late")

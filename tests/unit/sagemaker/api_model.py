@@ -54,6 +54,17 @@ def _beyond(value: Any, shape: Any, where: str) -> list[str]:
 
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
-    # In Java's language: characters beyond U+FFFF in two halves, and classes of letters, spaces and digits.
-    text = text.replace(r"\uD800\uDC00-\uDBFF\uDFFF", "\U00010000-\U0010ffff")
-    return re.compile(text.replace(r"\p{Z}", r"\s").replace(r"\p{L}", r"\w").replace(r"\p{N}", r"\d"), re.DOTALL)
+    for java, python in _JAVA:
+        text = text.replace(java, python)
+    return re.compile(text, re.DOTALL)
+
+
+# What Java's regular expressions say otherwise, of what these calls meet; characters beyond U+FFFF come in two halves.
+_JAVA = (
+    (r"\uD800\uDC00-\uDBFF\uDFFF", "\U00010000-\U0010ffff"),
+    (r"[\p{Print}]", r"[ -~]"),
+    (r"\p{Print}", r"[ -~]"),
+    (r"\p{ASCII}", r"[\x00-\x7f]"),
+    (r"\p{L}\p{Z}\p{N}", r"\w\s"),
+    (r"\z", r"\Z"),
+)

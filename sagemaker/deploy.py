@@ -191,16 +191,13 @@ def _is_ours(tool: Tool, arn: str) -> bool:
 
 def _deregister(tool: Tool, name: str) -> None:
     """A target outlives its endpoint, and would scale the next one of this name."""
-    for target in _scaling_targets(name):
-        query = {
-            "ServiceNamespace": target["ServiceNamespace"],
-            "ResourceIds": [target["ResourceId"]],
-            "ScalableDimension": target["ScalableDimension"],
-        }
-        answer = tool.aws.run(Call("application-autoscaling", "DescribeScalableTargets", query))
-        if answer.get("ScalableTargets"):
-            tool.aws.run(Call("application-autoscaling", "DeregisterScalableTarget", target))
-            tool.say(f"ended auto scaling of {target['ResourceId']}")
+    resources = [target["ResourceId"] for target in _scaling_targets(name)]
+    query = {"ServiceNamespace": "sagemaker", "ResourceIds": resources}
+    answer = tool.aws.run(Call("application-autoscaling", "DescribeScalableTargets", query))
+    for found in answer.get("ScalableTargets", []):
+        target = {key: found[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+        tool.aws.run(Call("application-autoscaling", "DeregisterScalableTarget", target))
+        tool.say(f"ended auto scaling of {target['ResourceId']}")
 
 
 def _components(tool: Tool, name: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Knows argparse and each setting's default and reason. What a command does with t
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,28 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+class _Intermixed(argparse.ArgumentParser):
+    """Takes `invoke NAME --stream PROMPT`, where argparse itself takes no prompt after a setting."""
+
+    _within = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self._within:
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line. Each command's settings carry `run`, a function of these settings."""
     whole = argparse.ArgumentParser(prog="python -m sagemaker", description="Tools for SageMaker users.")
-    found = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    kind: type[argparse.ArgumentParser] = _Intermixed
+    found = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=kind)
     _deploy(found)
     _invoke(found)
     _transform(found)
@@ -113,7 +132,7 @@ def _invoke(found: "_Commands") -> None:
     _aws(command)
     command.add_argument("name", help="the endpoint")
     source = command.add_mutually_exclusive_group()
-    source.add_argument("prompt", nargs="?", help="default: what is on stdin")
+    command.add_argument("prompt", nargs="?", help="default: what is on stdin")
     source.add_argument("--file", type=Path, help="read the prompt, or with --raw the body, from here")
     source.add_argument("--input-location", metavar="S3", help="of the body of an asynchronous request")
     way = command.add_mutually_exclusive_group()

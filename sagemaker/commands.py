@@ -130,6 +130,8 @@ def invoke(settings: argparse.Namespace) -> None:
     """Send one request."""
     if settings.wait and not settings.asynchronous:
         raise ToolError("--wait is for --async: a plain call waits anyway")
+    if settings.prompt is not None and (settings.file or settings.input_location):
+        raise ToolError("the prompt is given twice: leave it, or --file and --input-location")
     if settings.input_location and not settings.asynchronous:
         raise ToolError("--input-location is for --async: give a prompt, or --async")
     if settings.raw and not settings.asynchronous and settings.prompt is None and sys.stdin.isatty():

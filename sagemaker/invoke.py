@@ -3,6 +3,7 @@
 Knows the three ways to call an endpoint. Must not know boto3.
 """
 
+import codecs
 import dataclasses
 import json
 import time
@@ -17,7 +18,8 @@ from sagemaker.deploy import COMMAND, Tool
 
 MAX_INLINE_ASYNC_BYTES = 128_000
 ASYNC_INVOCATION_TIMEOUT_S = 3600
-ASYNC_POLL_INTERVAL_S = 2.0
+# Small answers come at once; what takes long is asked for less often.
+ASYNC_POLL_INTERVAL_S = (0.2, 5.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,21 +101,14 @@ def invoke_stream(tool: Tool, request: Request, write: Callable[[str], None], *,
     """Print the text as it comes. Raises ToolError, also for an error within the stream."""
     parts = _parts(tool, stream_call(request))
     try:
-        pieces = (part.decode("utf-8", "replace") for part in _whole_lines(parts)) if raw else stream_text(parts)
+        # A part may end within a character.
+        pieces = codecs.iterdecode(parts, "utf-8", "replace") if raw else stream_text(parts)
         for piece in pieces:
             write(piece)
     except AnswerError as error:
         write("\n")
         raise ToolError(f"the container broke off: {error} (see `{COMMAND} logs {request.endpoint}`)") from error
     write("\n")
-
-
-def _whole_lines(parts: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for part in parts:
-        done, newline, rest = (rest + part).rpartition(b"\n")
-        yield done + newline
-    yield rest
 
 
 def _parts(tool: Tool, call: Call) -> Iterator[bytes]:
@@ -131,6 +126,7 @@ def invoke_async(tool: Tool, request: Request, write: Callable[[str], None], *, 
         tool.say(f"next: {_fetch(output)}")
         return
     give_up = time.monotonic() + wait_s
+    interval_s, longest_s = ASYNC_POLL_INTERVAL_S
     while True:
         if (body := _object(tool, output)) is not None:
             write(text_of(body) + "\n")
@@ -139,7 +135,8 @@ def invoke_async(tool: Tool, request: Request, write: Callable[[str], None], *, 
             raise ToolError(f"the container failed: {' '.join(body.decode('utf-8', 'replace').split())}")
         if time.monotonic() >= give_up:
             raise ToolError(f"no answer within {wait_s:g} s: `{_fetch(output)}` later")
-        tool.sleep(ASYNC_POLL_INTERVAL_S)
+        tool.sleep(interval_s)
+        interval_s = min(2 * interval_s, longest_s)
 
 
 def _fetch(uri: str) -> str:

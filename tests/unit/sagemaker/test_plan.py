@@ -11,9 +11,8 @@ from sagemaker.deploy import delete_calls, dry_deploy, status_calls
 from sagemaker.instances import DEFAULT_INSTANCE_TYPE, SINGLE_GPU_TYPES, has_gpu, instance_type_for, weights_gb
 from sagemaker.plan import CUDA_13_AMI, Async, Component, Deployment, Scaling, Serverless, checked
 from tests.unit.sagemaker.api_model import complaints, service_model
+from tests.unit.sagemaker.aws_fakes import IMAGE, ROLE
 
-ROLE = "arn:aws:iam::123456789012:role/galley"
-IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/galley:1"
 PREFIX = "s3://bucket/models/qwen3-8b"
 
 

@@ -13,7 +13,7 @@ from sagemaker.logs import filter_call
 from sagemaker.plan import Component, Deployment, Scaling
 from sagemaker.policy import KINDS, Scope, policy
 from sagemaker.transform import Transform, create_transform_job, describe
-from tests.unit.sagemaker.test_plan import IMAGE, ROLE
+from tests.unit.sagemaker.aws_fakes import IMAGE, ROLE
 
 SCOPE = Scope(
     region="eu-west-1",

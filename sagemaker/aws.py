@@ -188,7 +188,9 @@ def _explain_answer(error: botocore.exceptions.ClientError) -> str:
         return f"{message}: `python -m sagemaker delete NAME` removes it, or take another --name"
     if "assume" in message.lower() and "role" in message.lower():
         return f"{message}: the role must trust sagemaker.amazonaws.com (`python -m sagemaker policy trust`)"
-    if code in ("ThrottlingException", "Throttling", "ServiceUnavailable"):
+    if "in-progress" in message.lower() or "in progress" in message.lower():
+        return f"{message}: wait until `python -m sagemaker status NAME` shows it in service or failed"
+    if code in ("ThrottlingException", "Throttling", "ServiceUnavailable", "ModelNotReadyException"):
         return f"{message}: wait a minute and try again"
     if is_not_found(error):
         return f"{message}: `python -m sagemaker status` lists what there is in this region"

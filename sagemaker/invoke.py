@@ -100,11 +100,18 @@ def invoke(tool: Tool, request: Request, write: Callable[[str], None], *, raw: b
 def invoke_stream(tool: Tool, request: Request, write: Callable[[str], None], *, raw: bool) -> None:
     """Print the text as it comes. Raises ToolError, also for an error within the stream."""
     parts = _parts(tool, stream_call(request))
+    began = False
     try:
         # A part may end within a character.
         pieces = codecs.iterdecode(parts, "utf-8", "replace") if raw else stream_text(parts)
         for piece in pieces:
             write(piece)
+            began = True
+    except ToolError:
+        # The line that the answer has begun ends here; the error stands on its own.
+        if began:
+            write("\n")
+        raise
     except AnswerError as error:
         write("\n")
         raise ToolError(f"the container broke off: {error} (see `{COMMAND} logs {request.endpoint}`)") from error

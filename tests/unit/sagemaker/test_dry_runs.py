@@ -78,6 +78,8 @@ def test_no_credentials_and_no_region_are_one_line(no_aws: None, capsys: pytest.
         ("ExpiredTokenException", "expired", "the credentials are not valid"),
         ("ValidationException", "Cannot create already existing model", "`python -m sagemaker delete NAME`"),
         ("ValidationException", "Could not assume role arn:x.", "policy trust"),
+        ("ValidationException", "Cannot update in-progress endpoint", "wait until `python -m sagemaker status NAME`"),
+        ("ModelNotReadyException", "Model is not ready", "wait a minute"),
         ("ThrottlingException", "Rate exceeded", "wait a minute"),
         ("ValidationException", "Something\n  else.", r"Something else \(ValidationException\)"),
     ],

@@ -3,6 +3,7 @@
 Knows the order of the calls and what waits for what. Must not know boto3.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -48,12 +49,11 @@ def deploy(tool: Tool, plan: Deployment, *, wait: bool, model_only: bool) -> Non
     if not wait:
         tool.say(f"next: {COMMAND} status {plan.name}")
         return
-    _wait_for_endpoint(tool, plan.name)
-    for call in later:
-        tool.aws.run(call)
-        tool.say(f"{_PAST[call.operation]} {plan.name}")
-        if call.operation == "CreateInferenceComponent":
-            _wait_for_component(tool, plan.name)
+    try:
+        _finish(tool, plan.name, later)
+    except KeyboardInterrupt:
+        tool.say(f"the endpoint goes on and costs money; next: {COMMAND} status {plan.name}, or delete {plan.name}")
+        raise
     if plan.asynchronous:
         tool.say(f"next: {COMMAND} invoke {plan.name} 'Hello' --async --wait")
     else:
@@ -83,10 +83,21 @@ def _create(tool: Tool, plan: Deployment) -> None:
         except ToolError:
             for done in reversed(made):
                 operation, parameter = _UNDO[done.operation]
-                tool.aws.run(Call("sagemaker", operation, {parameter: plan.name}))
+                # What went wrong first is what the user must see.
+                with contextlib.suppress(ToolError):
+                    tool.aws.run(Call("sagemaker", operation, {parameter: plan.name}))
             raise
         made.append(call)
         tool.say(f"{_PAST[call.operation]} {plan.name}")
+
+
+def _finish(tool: Tool, name: str, later: list[Call]) -> None:
+    _wait_for_endpoint(tool, name)
+    for call in later:
+        tool.aws.run(call)
+        tool.say(f"{_PAST[call.operation]} {name}")
+        if call.operation == "CreateInferenceComponent":
+            _wait_for_component(tool, name)
 
 
 def _wait_for_endpoint(tool: Tool, name: str) -> None:

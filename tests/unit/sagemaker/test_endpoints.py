@@ -1,5 +1,6 @@
 """deploy, status and delete, against moto's AWS; what moto lacks, against recorded answers."""
 
+import dataclasses
 from typing import Any
 
 import boto3
@@ -217,6 +218,35 @@ def test_an_endpoint_that_fails_is_kept_for_its_logs(recorded: Recorded) -> None
     stubber.add_response("describe_endpoint", endpoint("Failed", FailureReason="did not pass the ping health check."))
     plan = checked(Deployment(name="mine", image=IMAGE, role_arn=ROLE))
     with pytest.raises(ToolError, match=r"is Failed \(did not pass the ping.*see `python -m sagemaker logs mine`"):
+        deploy(tool, plan, wait=True, model_only=False)
+    stubber.assert_no_pending_responses()
+
+
+def test_who_interrupts_the_wait_learns_that_the_endpoint_goes_on(recorded: Recorded, said: Said) -> None:
+    tool, stubber = recorded("sagemaker")
+
+    def interrupt(duration_s: float) -> None:
+        raise KeyboardInterrupt
+
+    missing(stubber, "describe_endpoint")
+    stubber.add_response("create_model", {"ModelArn": "arn:aws:sagemaker:us-east-1:123456789012:model/mine"})
+    stubber.add_response("create_endpoint_config", {"EndpointConfigArn": ARN})
+    stubber.add_response("create_endpoint", {"EndpointArn": ARN})
+    stubber.add_response("describe_endpoint", endpoint("Creating"))
+    plan = checked(Deployment(name="mine", image=IMAGE, role_arn=ROLE))
+    with pytest.raises(KeyboardInterrupt):
+        deploy(dataclasses.replace(tool, sleep=interrupt), plan, wait=True, model_only=False)
+    assert said.lines[-1].startswith("the endpoint goes on and costs money; next: python -m sagemaker status mine")
+
+
+def test_a_failed_undoing_does_not_hide_what_failed_first(recorded: Recorded) -> None:
+    tool, stubber = recorded("sagemaker")
+    missing(stubber, "describe_endpoint")
+    stubber.add_response("create_model", {"ModelArn": "arn:aws:sagemaker:us-east-1:123456789012:model/mine"})
+    stubber.add_client_error("create_endpoint_config", "ResourceLimitExceeded", "The limit is 0 Instances.")
+    stubber.add_client_error("delete_model", "AccessDeniedException", "not you")
+    plan = checked(Deployment(name="mine", image=IMAGE, role_arn=ROLE))
+    with pytest.raises(ToolError, match="CreateEndpointConfig: The limit is 0 Instances: ask for a larger quota"):
         deploy(tool, plan, wait=True, model_only=False)
     stubber.assert_no_pending_responses()
 

@@ -1,19 +1,21 @@
 """A SageMaker endpoint on this machine: the SageMaker Runtime API in front of one container.
 
 An unmodified boto3 client reaches it with `endpoint_url`; no AWS account, no signature check. Knows the wire protocol
-of InvokeEndpoint and InvokeEndpointWithResponseStream (as boto3 1.44.5 speaks it) and the platform's limits. Must not
-know what the container serves.
+of InvokeEndpoint, InvokeEndpointWithResponseStream and InvokeEndpointAsync (as boto3 1.44.5 speaks it) and the
+platform's limits. Must not know what the container serves.
 
 Where it does as the platform does, beyond passing requests on:
 
 - an answer of 4xx or 5xx is error 424 ModelError, with the container's status and body in it;
 - a container that does not answer in time, refuses the connection or breaks it off is a ModelError too, with status 0,
   which is what users see of an endpoint whose container hangs or has died ("Received server error (0) …");
-- a body over 6 MiB is refused with 413. AWS's guide says 25 MB, its API model and its router say 6 MiB;
+- a body over 25 MiB is refused with 413. AWS's developer guide says 25 MB, its API model 6 MiB (a setting lowers it);
+- a session that a container opens by either of AWS's two conventions reaches the client as NewSessionId;
+- an asynchronous answer goes to a file, in place of S3;
 - `Retry-After` and other headers of the container do not reach the client.
 
-What it does not do: sign-in, auto scaling, several variants, asynchronous and batch inference, and replacing a
-container whose /ping turns bad.
+What it does not do: sign-in, auto scaling, several variants, batch inference, keeping a session on one instance (there
+is one), and replacing a container whose /ping turns bad.
 """
 
 import contextlib
@@ -24,28 +26,41 @@ import logging
 import re
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from sagemaker import eventstream
 from sagemaker.container import Address
 from sagemaker.invocation import ClientLeft, ContainerBroke, ContainerTimedOut, Invocation
+from sagemaker.local_async import DEFAULT_TIMEOUT_S, MAX_INLINE_BYTES, AsyncInvocations, BadInput, read_input
 
-DEFAULT_MAX_PAYLOAD_BYTES = 6 * 2**20
+DEFAULT_MAX_PAYLOAD_BYTES = 25 * 2**20
 # How much of a refused body is read and thrown away, so that the client reads our answer and not a broken pipe.
 _MAX_DRAINED_BYTES = 256 * 2**20
 _IDLE_TIMEOUT_S = 60.0
-_PATH = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream)")
+_PATH = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream|async-invocations)")
 _PREFIX = "x-amzn-sagemaker-"
 _STREAM_ACCEPT = "x-amzn-sagemaker-accept"
+_CONTENT_TYPE = "x-amzn-sagemaker-content-type"
 _FORWARDED_API = "x-amzn-sagemaker-forwarded-api"
+# What an asynchronous call tells the platform, and not the container.
+_ASYNC_HEADERS = tuple(
+    _PREFIX + name
+    for name in ("inputlocation", "requestttlseconds", "invocationtimeoutseconds", "filename", "s3outputpathextension")
+)
+# How TorchServe and LMI tell a new session; vLLM's tells New-Session-Id. Without a time it is no new one.
+_SESSION = "X-Amzn-SageMaker-Session-Id"
+_NEW_SESSION = "X-Amzn-SageMaker-New-Session-Id"
+_SESSION_WITH_EXPIRY = re.compile(r"[^;\s]+\s*;\s*Expires=.+", re.I)
 _ANSWER_HEADERS = (
     "X-Amzn-SageMaker-Custom-Attributes",
-    "X-Amzn-SageMaker-New-Session-Id",
+    _NEW_SESSION,
     "X-Amzn-SageMaker-Closed-Session-Id",
 )
 
@@ -59,6 +74,7 @@ class EndpointConfig:
     endpoint_names: names that exist; empty is any name.
     invocation_timeout_s: from request to the end of an answer, or to the head of a streamed one.
     stream_timeout_s: from request to the end of a streamed answer.
+    async_directory: for the answers of asynchronous calls; None makes one that goes with the endpoint.
     """
 
     container: Address
@@ -66,6 +82,7 @@ class EndpointConfig:
     invocation_timeout_s: float = 60.0
     stream_timeout_s: float = 8 * 60.0
     max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+    async_directory: Path | None = None
 
 
 class LocalEndpoint:
@@ -105,7 +122,20 @@ class _Server(ThreadingHTTPServer):
         self.config = config
         self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._async: AsyncInvocations | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def asynchronous(self) -> AsyncInvocations:
+        """The queue of asynchronous calls, made with the first of them."""
+        with self._lock:
+            if self._async is None:
+                directory = self.config.async_directory
+                if directory is None:
+                    self._temporary = tempfile.TemporaryDirectory(prefix="sagemaker-async-")
+                    directory = Path(self._temporary.name)
+                self._async = AsyncInvocations(self.config.container, directory)
+            return self._async
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -124,6 +154,10 @@ class _Server(ThreadingHTTPServer):
                 with contextlib.suppress(OSError):
                     client.shutdown(socket.SHUT_RDWR)
         super().server_close()
+        if self._async is not None:
+            self._async.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):
@@ -155,9 +189,13 @@ class _Handler(BaseHTTPRequestHandler):
         if names and name not in names:
             self._refuse(400, "ValidationError", f"Endpoint {name} of account 000000000000 not found.")
             return
-        invoke = self._invoke_stream if operation == "invocations-response-stream" else self._invoke
+        invoke = {
+            "invocations": self._invoke,
+            "invocations-response-stream": self._invoke_stream,
+            "async-invocations": self._invoke_async,
+        }
         try:
-            invoke(name, body)
+            invoke[operation](name, body)
         except (ClientLeft, ConnectionError, TimeoutError):
             # TimeoutError: it does not read what we send.
             _logger.info("%s: the client left", name)
@@ -168,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(
             404,
             "UnknownOperationException",
-            "This local endpoint knows InvokeEndpoint and InvokeEndpointWithResponseStream only.",
+            "This local endpoint knows InvokeEndpoint, InvokeEndpointWithResponseStream and InvokeEndpointAsync only.",
         )
 
     do_GET = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _unknown_operation  # noqa: N815 - http.server's names
@@ -204,6 +242,32 @@ class _Handler(BaseHTTPRequestHandler):
             invocation.deadline = start + config.stream_timeout_s
             self._send_stream(answer, invocation)
 
+    def _invoke_async(self, name: str, body: bytes) -> None:
+        location = self.headers.get("X-Amzn-SageMaker-InputLocation")
+        timeout = self.headers.get("X-Amzn-SageMaker-InvocationTimeoutSeconds", f"{DEFAULT_TIMEOUT_S:g}")
+        try:
+            if location is None and len(body) > MAX_INLINE_BYTES:
+                raise BadInput(f"Body is over {MAX_INLINE_BYTES} bytes: use InputLocation.")
+            if (location is None) == (not body):
+                raise BadInput("Give one of Body and InputLocation.")
+            if not (timeout.isascii() and timeout.isdigit() and 1 <= int(timeout) <= 3600):
+                raise BadInput(f"InvocationTimeoutSeconds {timeout} is not 1 to 3600.")
+            accepted = self.server.asynchronous().submit(
+                body if location is None else read_input(location),
+                self._container_headers("InvokeEndpoint"),
+                inference_id=self.headers.get("X-Amzn-SageMaker-Inference-Id"),
+                timeout_s=float(timeout),
+            )
+        except BadInput as error:
+            self._refuse(400, "ValidationError", str(error))
+            return
+        headers = {
+            "Content-Type": "application/json",
+            "X-Amzn-SageMaker-OutputLocation": accepted.output,
+            "X-Amzn-SageMaker-FailureLocation": accepted.failure,
+        }
+        self._send(202, headers, json.dumps({"InferenceId": accepted.inference_id}).encode())
+
     def _send_stream(self, answer: http.client.HTTPResponse, invocation: Invocation) -> None:
         headers = {
             "Content-Type": eventstream.CONTENT_TYPE,
@@ -232,20 +296,26 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {
             name: value
             for name, value in self.headers.items()
-            if name.lower().startswith(_PREFIX) and name.lower() not in (_STREAM_ACCEPT, _FORWARDED_API)
+            if name.lower().startswith(_PREFIX)
+            and name.lower() not in (_STREAM_ACCEPT, _CONTENT_TYPE, _FORWARDED_API, *_ASYNC_HEADERS)
         }
         # boto3's stream call cannot say Accept, which is about the event stream there.
         accept = self.headers.get(_STREAM_ACCEPT) or self.headers.get("Accept")
         if accept is not None:
             headers["Accept"] = accept
-        if "Content-Type" in self.headers:
-            headers["Content-Type"] = self.headers["Content-Type"]
+        # An asynchronous call may have no body of its own, so the type of what it points to has another name.
+        content_type = self.headers.get(_CONTENT_TYPE) or self.headers.get("Content-Type")
+        if content_type is not None:
+            headers["Content-Type"] = content_type
         # Undocumented, but AWS's own containers read it.
         headers["X-Amzn-SageMaker-Forwarded-Api"] = api
         return headers
 
     def _answer_headers(self, answer: http.client.HTTPResponse) -> dict[str, str]:
         found = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
+        session = answer.headers.get(_SESSION, "")
+        if _NEW_SESSION not in found and _SESSION_WITH_EXPIRY.fullmatch(session.strip()):
+            found[_NEW_SESSION] = session
         variant = self.headers.get("X-Amzn-SageMaker-Target-Variant", "AllTraffic")
         return {**found, "x-Amzn-Invoked-Production-Variant": variant}
 

@@ -6,9 +6,13 @@ from typing import Any
 
 import boto3
 import botocore.config
+import botocore.stub
+import moto
 import pytest
 
+from sagemaker.deploy import Tool
 from sagemaker.local import EndpointConfig, LocalEndpoint
+from tests.unit.sagemaker.aws_fakes import REGION, Recorded, Said
 from tests.unit.sagemaker.fake_container import FakeContainer
 
 
@@ -54,3 +58,48 @@ def client(endpoint: LocalEndpoint, make_client: Callable[[str], Any]) -> Iterat
     made = make_client(endpoint.url)
     yield made
     made.close()
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+
+
+@pytest.fixture
+def aws(credentials: None) -> Iterator[Any]:
+    with moto.mock_aws():
+        yield boto3.client("sagemaker", region_name=REGION)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+@pytest.fixture
+def recorded(credentials: None, said: Said) -> Recorded:
+    tool = said.tool()
+
+    def stub(service: str) -> tuple[Tool, botocore.stub.Stubber]:
+        stubber = botocore.stub.Stubber(tool.aws.client(service))
+        stubber.activate()
+        return tool, stubber
+
+    return stub
+
+
+@pytest.fixture
+def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credentials, no region, and no way to the network."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)

@@ -21,6 +21,7 @@ class FakeContainer(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.left = threading.Event()
         self.release = threading.Event()
+        self.bodies: list[bytes] = []
         self.ping_statuses: Iterator[int] = iter(())
         super().__init__(("127.0.0.1", 0), _Handler)
         self.address = Address("127.0.0.1", self.server_address[1])
@@ -52,8 +53,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(body)
+        if body.startswith(b"{"):
+            self._chat(json.loads(body))
+            return
         action, _, argument = body.decode("latin-1").partition(" ")
         getattr(self, f"_{action[:20].replace('-', '_')}")(argument)
+
+    def _chat(self, request: Any) -> None:
+        """Answers a chat; one that asks to fail does so within its stream."""
+        if not request.get("stream"):
+            choice = {"message": {"role": "assistant", "content": "chat answer é"}}
+            self._answer(200, json.dumps({"choices": [choice]}).encode(), "application/json")
+            return
+        prompt = request["messages"][-1]["content"]
+        self._begin_stream()
+        if "fail" in prompt:
+            self._events('{"choices": [{"delta": {"content": "half"}}]}', '{"error": {"message": "no more memory"}}')
+        else:
+            self._events('{"choices": [{"delta": {"content": "streamed"}}]}')
+            if "hold" in prompt:
+                self._watch_until_released()
+            self._events('{"choices": [{"delta": {"content": " 世界"}}]}', "[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _events(self, *events: str) -> None:
+        """In pieces that cut events and characters."""
+        data = "".join(f"data: {event}\n\n" for event in events).encode()
+        for start in range(0, len(data), 7):
+            self._chunk(data[start : start + 7])
 
     def _echo(self, argument: str) -> None:
         seen = {"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}, "body": argument}
@@ -73,6 +101,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"ok")
+
+    def _session(self, argument: str) -> None:
+        """Answers with the headers that the argument holds, one a line."""
+        self.send_response(200)
+        for line in argument.splitlines():
+            name, _, value = line.partition(": ")
+            self.send_header(f"X-Amzn-SageMaker-{name}", value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _hold(self, argument: str) -> None:
         self._watch_until_released()

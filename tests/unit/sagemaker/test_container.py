@@ -162,8 +162,8 @@ def test_command_with_a_model(tmp_path: Path, make_client: Callable[[str], Any],
     repository = write_serve(tmp_path / "good")
     process = start(
         """
-        import pathlib, sys, sagemaker.__main__ as command
-        command._REPOSITORY = pathlib.Path(sys.argv[1])
+        import pathlib, sys, sagemaker.__main__ as command, sagemaker.local_command as local
+        local._REPOSITORY = pathlib.Path(sys.argv[1])
         sys.exit(command.main(sys.argv[2:]))
         """,
         *(str(repository), "local", "--model", str(tmp_path), "--port", "0"),
@@ -182,8 +182,8 @@ def test_command_notices_that_its_container_died(tmp_path: Path) -> None:
     repository = write_serve(tmp_path / "good")
     process = start(
         """
-        import pathlib, sys, sagemaker.__main__ as command
-        command._REPOSITORY = pathlib.Path(sys.argv[1])
+        import pathlib, sys, sagemaker.__main__ as command, sagemaker.local_command as local
+        local._REPOSITORY = pathlib.Path(sys.argv[1])
         sys.exit(command.main(sys.argv[2:]))
         """,
         *(str(repository), "local", "--model", str(tmp_path), "--port", "0"),

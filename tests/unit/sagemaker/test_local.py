@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,17 +208,49 @@ def test_a_body_over_the_limit_is_refused(client: Any, call: Any) -> None:
     with pytest.raises(ClientError) as caught:
         call(client, b"size " + b"x" * DEFAULT_MAX_PAYLOAD_BYTES)
     assert caught.value.response["Error"]["Code"] == "413"
-    assert "6291456 bytes" in caught.value.response["Error"]["Message"]
+    assert "26214400 bytes" in caught.value.response["Error"]["Message"]
 
 
-def test_a_body_at_the_limit_and_a_raised_limit(client: Any, container: FakeContainer, make_client: MakeClient) -> None:
+def test_a_body_at_the_limit_and_a_lowered_limit(
+    client: Any, container: FakeContainer, make_client: MakeClient
+) -> None:
     size = DEFAULT_MAX_PAYLOAD_BYTES - len("size ")
     assert invoke(client, b"size " + b"x" * size)["Body"].read() == str(size).encode()
-    config = EndpointConfig(container=container.address, max_payload_bytes=8 * 2**20)
+    config = EndpointConfig(container=container.address, max_payload_bytes=6 * 2**20)
     with LocalEndpoint(config) as endpoint:
-        larger = make_client(endpoint.url)
-        assert invoke(larger, b"size " + b"x" * 7_000_000)["Body"].read() == b"7000000"
-        larger.close()
+        smaller = make_client(endpoint.url)
+        assert invoke(smaller, b"size " + b"x" * 6_000_000)["Body"].read() == b"6000000"
+        with pytest.raises(ClientError, match="6291456 bytes"):
+            invoke(smaller, b"size " + b"x" * 7_000_000)
+        smaller.close()
+
+
+def test_twenty_megabytes_both_ways(client: Any) -> None:
+    body = b"x" * 20_000_000
+    answer = json.loads(invoke(client, b"echo " + body)["Body"].read())
+    assert answer["body"].encode() == body
+    pieces = [event["PayloadPart"]["Bytes"] for event in stream(client, b"echo " + body)["Body"]]
+    assert json.loads(b"".join(pieces))["body"].encode() == body
+
+
+EXPIRES = "Expires=2030-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("headers", "new", "closed"),
+    [
+        (f"New-Session-Id: a-1; {EXPIRES}", f"a-1; {EXPIRES}", None),
+        (f"Session-Id: a-1; {EXPIRES}", f"a-1; {EXPIRES}", None),
+        (f"Session-Id: old; {EXPIRES}\nNew-Session-Id: a-1; {EXPIRES}", f"a-1; {EXPIRES}", None),
+        # A container that merely repeats the session's id opens none.
+        ("Session-Id: a-1", None, None),
+        ("Closed-Session-Id: a-1", None, "a-1"),
+    ],
+)
+def test_sessions_by_either_convention(client: Any, headers: str, new: str | None, closed: str | None) -> None:
+    answer = invoke(client, f"session {headers}", SessionId="NEW_SESSION")
+    assert answer.get("NewSessionId") == new
+    assert answer.get("ClosedSessionId") == closed
 
 
 def test_names_that_do_not_exist(container: FakeContainer, make_client: MakeClient) -> None:
@@ -230,10 +263,84 @@ def test_names_that_do_not_exist(container: FakeContainer, make_client: MakeClie
         client.close()
 
 
-def test_operations_that_are_not_there(client: Any) -> None:
-    with pytest.raises(ClientError) as caught:
-        client.invoke_endpoint_async(EndpointName="x", InputLocation="s3://bucket/key")
-    assert caught.value.response["Error"]["Code"] == "UnknownOperationException"
+def answer_at(location: str) -> bytes:
+    path = Path(location.removeprefix("file://"))
+    give_up = time.monotonic() + 5
+    while not path.exists():
+        assert time.monotonic() < give_up, "no answer"
+        time.sleep(0.02)
+    return path.read_bytes()
+
+
+def test_an_asynchronous_call(client: Any) -> None:
+    accepted = client.invoke_endpoint_async(
+        EndpointName="x",
+        Body=b"echo hello",
+        ContentType="application/x-mine",
+        Accept="text/x",
+        InferenceId="id-1",
+        CustomAttributes="c=1",
+        InvocationTimeoutSeconds=60,
+        RequestTTLSeconds=60,
+    )
+    assert accepted["ResponseMetadata"]["HTTPStatusCode"] == 202
+    assert accepted["InferenceId"] == "id-1"
+    seen = json.loads(answer_at(accepted["OutputLocation"]))
+    assert seen["body"] == "hello"
+    assert seen["headers"]["content-type"] == "application/x-mine"
+    assert seen["headers"]["accept"] == "text/x"
+    found = {name for name in seen["headers"] if name.startswith("x-amzn-sagemaker-")}
+    assert found == {f"x-amzn-sagemaker-{name}" for name in ("custom-attributes", "inference-id", "forwarded-api")}
+
+
+def test_an_asynchronous_call_with_its_input_in_a_file(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "in put").write_bytes(b"size " + b"x" * 1_000_000)
+    location = (tmp_path / "in put").as_uri()
+    accepted = client.invoke_endpoint_async(EndpointName="x", InputLocation=location)
+    assert accepted["InferenceId"]
+    assert answer_at(accepted["OutputLocation"]) == b"1000000"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [("status 500", '"message": "nö"'), ("cut-head", "no answer"), ("hold", "within 1 seconds")],
+)
+def test_an_asynchronous_call_that_fails(client: Any, body: str, words: str) -> None:
+    accepted = client.invoke_endpoint_async(EndpointName="x", Body=body.encode(), InvocationTimeoutSeconds=1)
+    assert words in answer_at(accepted["FailureLocation"]).decode()
+    assert not Path(accepted["OutputLocation"].removeprefix("file://")).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"InputLocation": "s3://bucket/key"}, "the local endpoint has no S3"),
+        ({"InputLocation": "file:///nowhere/at/all"}, "No such file"),
+        ({"Body": b"x" * 128_001}, "over 128000 bytes"),
+        ({}, "one of Body and InputLocation"),
+        ({"Body": b"x", "InputLocation": "file:///x"}, "one of Body and InputLocation"),
+    ],
+)
+def test_bad_asynchronous_calls(client: Any, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(client.exceptions.ClientError, match=words) as caught:
+        client.invoke_endpoint_async(EndpointName="x", **arguments)
+    assert caught.value.response["Error"]["Code"] == "ValidationError"
+
+
+def test_asynchronous_answers_go_where_they_are_told(
+    container: FakeContainer, make_client: MakeClient, tmp_path: Path
+) -> None:
+    config = EndpointConfig(container=container.address, async_directory=tmp_path / "answers")
+    with LocalEndpoint(config) as endpoint:
+        client = make_client(endpoint.url)
+        accepted = client.invoke_endpoint_async(EndpointName="x", Body=b"size abc")
+        assert answer_at(accepted["OutputLocation"]) == b"3"
+        # One that runs does not hold the endpoint's end up, and its container is told.
+        client.invoke_endpoint_async(EndpointName="x", Body=b"hold")
+        assert not container.left.wait(0.2)
+        client.close()
+    assert container.left.wait(5)
+    assert Path(accepted["OutputLocation"].removeprefix("file://")).parent == tmp_path / "answers"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +353,7 @@ def test_operations_that_are_not_there(client: Any) -> None:
         ("POST /endpoints/x/invocations HTTP/1.1\r\nContent-Length: x", 411, "ValidationError"),
         ("POST /endpoints/x/invocations HTTP/1.1\r\nContent-Length: -1", 411, "ValidationError"),
         ("POST /endpoints/x/invocations HTTP/1.1\r\nTransfer-Encoding: chunked", 411, "ValidationError"),
-        ("POST /endpoints/x/invocations HTTP/1.1\r\nContent-Length: 7000000\r\nExpect: 100-continue", 413, None),
+        ("POST /endpoints/x/invocations HTTP/1.1\r\nContent-Length: 27000000\r\nExpect: 100-continue", 413, None),
         ("POST /endpoints/x/invocations HTTP/9", 400, "SerializationException"),
         ("rubbish", 400, "SerializationException"),
     ],

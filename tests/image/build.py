@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -35,6 +35,7 @@ BUILD_LIMIT_S = 1800
 START_LIMIT_S = 180
 # The last GiB of a CUDA image is torch's libraries; what a step adds by mistake shows here.
 MOST_GIB = {"cpu": 2.0, "cuda": 12.0}
+SERVE = "/opt/galley/bin/serve"
 PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
 
 
@@ -59,8 +60,8 @@ class Buildah:
         return run((*self.command, *arguments), limit_s, env=self._environment)
 
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        """A process of its own group, so that a signal reaches what runs inside."""
-        return subprocess.Popen((*self.command, *arguments), env=self._environment, start_new_session=True)
+        """The process; what runs in the container is below it."""
+        return subprocess.Popen((*self.command, *arguments), env=self._environment)
 
 
 def make_base(buildah: Buildah, folder: Path) -> str:
@@ -82,10 +83,10 @@ def make_base(buildah: Buildah, folder: Path) -> str:
 
 
 def pip_mounts() -> list[str]:
-    """`--volume` arguments that give the build this machine's pip configuration, and the local folders that it names."""
+    """`--volume` arguments that give the build this machine's pip configuration and the local folders in it."""
     told = run([sys.executable, "-m", "pip", "config", "list"])
     paths = {path for path in re.findall(r"(?:file://)?(/[^\s',]+)", told) if Path(path).exists()}
-    paths |= {os.path.dirname(path) for path in paths if path.endswith("/simple")}
+    paths |= {str(Path(path).parent) for path in paths if path.endswith("/simple")}
     arguments = []
     for path in sorted(paths):
         arguments += ["--volume", f"{path}:{path}:ro"]
@@ -127,12 +128,21 @@ def serving(buildah: Buildah, container: str, port: int, command: Sequence[str])
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(40)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        # Signals are meant for `serve`, which is PID 1 in a container; buildah stands between us and it.
+        for inner in reversed(psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                inner.kill()
+        if process.poll() is None:
+            process.kill()
+        process.wait(20)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> int:
+    """End `serve` as SageMaker does; its exit code."""
+    inner = psutil.Process(process.pid).children(recursive=True)
+    [served] = [one for one in inner if "python" in one.cmdline()[0] and one.cmdline()[1:2] == [SERVE]]
+    served.terminate()
+    return process.wait(40)
 
 
 def ping(port: int) -> int | None:
@@ -267,8 +277,8 @@ def exercise(buildah: Buildah, container: str) -> dict[str, Any]:
     with serving(buildah, container, port, ["serve", "--host", "127.0.0.1"]) as process:
         ready_s = wait_ready(process, port)
         checked = call(port)
-        os.killpg(process.pid, signal.SIGTERM)
-        code = process.wait(40)
+        code = stop(process)
+    assert code == 0, f"serve ended with {code}"
     assert ping(port) is None, "something still listens"
     return {"ready_s": round(ready_s, 1), "checked": checked, "exit_code": code}
 

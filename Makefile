@@ -10,7 +10,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test test-triton-3.6 nightly lint bench bench-peers gpu-check gpu-wheels
+.PHONY: setup serve test test-triton-3.6 nightly lint bench bench-peers gpu-check gpu-wheels image-test
 
 setup: .venv/.installed
 
@@ -49,6 +49,10 @@ gpu-check:
 
 gpu-wheels:
 	$(PYTHON) benchmarks/gpu_wheels.py $(ARGS)
+
+# Needs root and the Debian packages buildah and debootstrap; no Docker daemon.
+image-test: setup
+	$(BIN)/python tests/image/build.py $(ARGS)
 
 bench-peers: setup
 	$(BIN)/python benchmarks/cpu_peers.py $(ARGS)

@@ -108,6 +108,10 @@ class CudaDevice:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had no room: for a tensor, for cuBLAS or for a kernel, which have no error of their own."""
-    words = ("ALLOC_FAILED", "out of memory")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Whether a device had no room: for a tensor, for cuBLAS or for a kernel, which have no error of their own.
+
+    A CPU's allocator raises RuntimeError too, and numpy's MemoryError.
+    """
+    words = ("ALLOC_FAILED", "out of memory", "can't allocate memory")
+    is_named = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    return is_named or any(word in str(error) for word in words)

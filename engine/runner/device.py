@@ -45,7 +45,12 @@ class Device(Protocol):
         ...
 
     def submit(self, work: Work) -> Pending:
-        """Give the device work. It must not touch host memory, but for `host_words` that stay as they are meanwhile."""
+        """Give the device work. It must not touch host memory, but for `host_words` that stay as they are meanwhile.
+
+        Where work fails after this has returned, what was given behind it is dropped, up to `recover`: it would compute
+        with what the failed work should have left. (A GPU that fails so late does nothing any more; running out of
+        memory is found before this returns.)
+        """
         ...
 
     def capture(self, work: Callable[[], ResultT]) -> tuple[Graph, ResultT]:

@@ -220,11 +220,12 @@ def _one_line_if_full(config: EngineConfig) -> Iterator[None]:
     """A device that is full while the engine starts is a setting that is wrong, and not an engine that has failed."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise ValueError(
-            f"the GPU's memory is full: the model in {config.dtype} with max_num_batched_tokens "
-            f"{config.max_num_batched_tokens} and max_num_seqs {config.max_num_seqs} does not fit; lower these, free "
-            "the GPU of other processes, or take a larger one"
+            f"the memory of the {'GPU' if config.device == 'cuda' else 'machine'} is full: the model in {config.dtype} "
+            f"with max_num_batched_tokens {config.max_num_batched_tokens}, max_num_seqs {config.max_num_seqs} and "
+            f"kv_cache_memory_gib {config.kv_cache_memory_gib} does not fit; lower these, end other processes on it, "
+            "or take a larger one"
         ) from None

@@ -20,11 +20,15 @@ class LatePending:
     def run(self) -> None:
         work, self.work = self.work, None
         assert work is not None
+        if self.device.has_failed:
+            self.error = RuntimeError("dropped: the work before it failed")
+            return
         try:
             # A copy, as a GPU's results are: the host's memory is not the device's.
             self.results = tuple(result.clone() for result in work())
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
             self.error = error
+            self.device.has_failed = True
 
     def settle(self) -> None:
         self.device.run_until(self)
@@ -44,6 +48,7 @@ class LateDevice(HostDevice):
 
     def __init__(self) -> None:
         self.waiting: list[LatePending] = []
+        self.has_failed = False
         self.most_waiting = 0
         self.num_replays = 0
 
@@ -65,6 +70,7 @@ class LateDevice(HostDevice):
     def recover(self) -> None:
         while self.waiting:
             self.waiting.pop(0).run()
+        self.has_failed = False
 
 
 class CountedGraph:

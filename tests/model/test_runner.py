@@ -130,3 +130,9 @@ def test_each_dtype_generates(tmp_path, dtype):
     logits = reference(torch.tensor([[9, 8, 7, 6]])).logits[0, -1]
     # The types round, so only a clear winner must win.
     assert logits[tokens[0]] > logits.max() - 0.25
+
+
+def test_what_the_machine_has_no_memory_for_is_refused_in_one_line(model_dir):
+    with pytest.raises(ValueError, match=r"memory of the machine is full.*kv_cache_memory_gib") as caught:
+        load(model_dir, kv_cache_memory_gib=2.0**20)
+    assert "\n" not in str(caught.value)

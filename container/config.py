@@ -1,8 +1,8 @@
 """Where Galley's settings come from: the command line, the environment, YAML or JSON, defaults.
 
 Knows every setting's name in each of these places and which place wins. The only module that reads the environment.
-Must not know what a setting does: the dataclasses ServerConfig, SourceConfig and EngineConfig say that; nor what other
-images' names mean: `container.vendors` does.
+Must not know what a setting does: the two dataclasses, ServerConfig and EngineConfig, say that; nor what other images'
+names mean: `container.vendors` does.
 
 Precedence, first wins: command line, SM_GALLEY_*, other images' names, YAML or JSON, defaults. One exception:
 SAGEMAKER_BIND_TO_PORT is the platform's order, not the operator's wish, and beats SM_GALLEY_PORT.
@@ -31,7 +31,6 @@ __all__ = [
     "ConfigError",
     "ServerConfig",
     "Settings",
-    "SourceConfig",
     "all_settings",
     "child_environment",
     "load",
@@ -85,6 +84,15 @@ class ServerConfig:
     grace_s: int = setting(25, "Seconds that running requests get to finish after SIGTERM.")
     max_engine_restarts: int = setting(3, "Engine restarts within restart_window_s; one more and the container exits.")
     restart_window_s: int = setting(600, "Seconds over which engine restarts are counted.")
+    revision: str | None = setting(
+        None, "Branch, tag or commit of a model from the hub; its default branch if not given."
+    )
+    hf_token: str | None = dataclasses.field(
+        default=None, repr=False, metadata={"help": "Token for private and gated models of the hub."}
+    )
+    download_dir: str | None = setting(
+        None, "Where models are downloaded to and kept; ~/.cache/galley or /tmp/galley, where there is room."
+    )
     log_level: LogLevel = setting("info", "Least severe log lines to write: debug, info, warning or error.")
     access_log: bool = setting(False, "Write one log line per request.")
 
@@ -101,36 +109,23 @@ class ServerConfig:
         _check(self.log_level in typing.get_args(LogLevel), "log_level", "debug, info, warning or error")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """How the model that `EngineConfig.model` names is brought to a local directory, where it is elsewhere."""
-
-    revision: str | None = setting(None, "Branch, tag or commit on the Hugging Face Hub; main if not given.")
-    hf_token: str | None = dataclasses.field(
-        default=None,
-        # A traceback or a log line may print this object.
-        repr=False,
-        metadata={"help": "Access token of the Hugging Face Hub; better in the environment than on a command line."},
-    )
-    download_dir: str | None = setting(
-        None, "Where downloaded models are kept, never under /opt/ml/model; the Hub's cache directory if not given."
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that one `serve` runs with. warnings: lines for the log, about names of other images."""
 
     server: ServerConfig
     engine: EngineConfig
-    source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     warnings: tuple[str, ...] = ()
+
+    def with_model(self, model: str) -> "Settings":
+        """The same with another model."""
+        return dataclasses.replace(self, engine=dataclasses.replace(self.engine, model=model))
 
 
 def all_settings() -> dict[str, Setting]:
     """Every setting by field name, the server's first."""
     found: dict[str, Setting] = {}
-    for owner in (ServerConfig, SourceConfig, EngineConfig):
+    for owner in (ServerConfig, EngineConfig):
         hints = typing.get_type_hints(owner)
         for field in dataclasses.fields(owner):
             help_text = _MODEL_HELP if field.name == "model" else field.metadata["help"]
@@ -154,8 +149,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     engine = _build(EngineConfig, settings, merged)
     if not engine.model:
         engine = dataclasses.replace(engine, model=_default_model())
-    server, source = _build(ServerConfig, settings, merged), _build(SourceConfig, settings, merged)
-    return Settings(server, engine, source, warnings)
+    return Settings(_build(ServerConfig, settings, merged), engine, warnings)
 
 
 def child_environment() -> dict[str, str]:
@@ -336,7 +330,7 @@ def markdown() -> str:
         "there too, under their own names; they count as if set in the environment, which wins where both say",
         "something.",
     ]
-    for owner, title in ((ServerConfig, "Server"), (SourceConfig, "Model source"), (EngineConfig, "Engine")):
+    for owner, title in ((ServerConfig, "Server"), (EngineConfig, "Engine")):
         lines += ["", f"## {title}", "", "| flag | environment | value | default | |", "|---|---|---|---|---|"]
         for one in all_settings().values():
             if one.owner is owner:

@@ -95,7 +95,7 @@ OPTIONS = table(_OPTIONS, {name: rule for name, rule in vllm.RULES.items() if na
 # Keys without `option.`, in serving.properties as they are and in the environment with SERVING_ before them.
 SERVING = table(
     to("max_num_waiting", "job_queue_size", integer),
-    to("max_body_mb", "max_request_size", bytes_to_mib, "in bytes, rounded up"),
+    to("max_body_mb", "max_request_size", bytes_to_mib, "in bytes, at most 1 GiB"),
     to("download_dir", "download_dir"),
     accepted("which engine serves is not a question here", "engine features"),
     refused("one model is served: /opt/ml/model, or what names it", "load_models model_store workflows"),

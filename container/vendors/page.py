@@ -38,19 +38,20 @@ _SECTIONS: tuple[tuple[str, str, str, Rules], ...] = (
         "`SM_VLLM_NO_…=true` turns off what is on; a name of a list's only member may be a JSON list.",
         vllm.RULES,
     ),
+    ("vLLM: its own variables", "", "Every other `VLLM_` name is in the last row.", vllm.BARE),
     (
         "SGLang",
         "SM_SGLANG_",
         "As in AWS's image `true` or an empty value is a bare flag, and `false` is as if the variable were not there.",
         sglang.RULES,
     ),
+    ("SGLang: its own variables", "", "", sglang.BARE),
     (
         "LMI: options",
         "OPTION_",
         "Also as `option.<name>` in `serving.properties`, in `/opt/ml/model` or the directory that `--model` names, "
-        "which wins over the environment. Every name of vLLM's that is not here is an option too, with the same effect as "
-        "there. "
-        "Booleans are true and false.",
+        "which wins over the environment. Every name of vLLM's that is not here is an option too, with the same effect "
+        "as there. Booleans are true and false.",
         {name: rule for name, rule in lmi.OPTIONS.items() if vllm.RULES.get(name) is not rule},
     ),
     ("LMI: the server", "SERVING_", "In `serving.properties` without the prefix and in small letters.", lmi.SERVING),

@@ -15,6 +15,7 @@ from container.vendors.rules import NotUsedError, RefusedError, Rule, Rules, boo
 
 # Files that say how to serve a model, and are none: with nothing else there /opt/ml/model holds no model.
 _NOT_A_MODEL = frozenset({"serving.properties", "code", "model.py", "requirements.txt", "requirements"})
+_PREFIXES = ("SM_VLLM_", "VLLM_", "SM_SGLANG_", "SGLANG_", "OPTION_", "SERVING_", "HF_MODEL_")
 _MAX_PROPERTIES_BYTES = 1 << 20
 
 
@@ -56,7 +57,7 @@ def holds_model(directory: Path) -> bool:
 def is_foreign(name: str) -> bool:
     """Whether a variable of this name would be looked at, known or not."""
     exact = (*lmi.BARE, *tgi.HUB, *sagemaker.RULES, *(key.upper() for key in tgi.RULES))
-    return name in exact or name.startswith(("SM_VLLM_", "SM_SGLANG_", "OPTION_", "SERVING_"))
+    return name in exact or name.startswith(_PREFIXES)
 
 
 def read(environ: Mapping[str, str], model_dir: Path, booleans: Mapping[str, bool]) -> Foreign:
@@ -69,7 +70,9 @@ def read(environ: Mapping[str, str], model_dir: Path, booleans: Mapping[str, boo
     found = Foreign()
     for rules, words in (
         (vllm.RULES, _flags(environ, "SM_VLLM_")),
+        (vllm.BARE, _prefixed(environ, "VLLM_")),
         (sglang.RULES, _flags(environ, "SM_SGLANG_")),
+        (sglang.BARE, _prefixed(environ, "SGLANG_")),
         *_lmi(environ, model_dir),
         (tgi.RULES, _tgi(environ)),
         (tgi.HUB, _hub(environ, model_dir, found)),
@@ -132,15 +135,15 @@ def _tgi(environ: Mapping[str, str]) -> Iterator[_Word]:
         return
     for key in tgi.RULES:
         name = key.upper()
-        # TGI's own entry point on SageMaker puts HF_MODEL_ID and HF_MODEL_REVISION in place of these two.
-        replaced = environ.get({"MODEL_ID": "HF_MODEL_ID", "REVISION": "HF_MODEL_REVISION"}.get(name, ""))
-        if environ.get(name) and not replaced:
+        # TGI's entry point on SageMaker puts HF_MODEL_REVISION in its place.
+        if environ.get(name) and not (name == "REVISION" and environ.get("HF_MODEL_REVISION")):
             yield _Word(key, environ[name], name)
 
 
 def _hub(environ: Mapping[str, str], model_dir: Path, found: Foreign) -> Iterator[_Word]:
     """HF_MODEL_ID gives way to a mounted model, as in AWS's vLLM image; a path is meant whatever is mounted."""
-    for word in _exact(environ, tgi.HUB):
+    unknown = (word for word in _prefixed(environ, "HF_MODEL_") if word.key not in tgi.HUB)
+    for word in (*_exact(environ, tgi.HUB), *unknown):
         if word.key == "HF_MODEL_ID" and not word.text.startswith("/") and holds_model(model_dir):
             if "model" not in found.texts:
                 found.warnings.append(f"HF_MODEL_ID is not used: {model_dir} holds a model")
@@ -151,6 +154,12 @@ def _hub(environ: Mapping[str, str], model_dir: Path, found: Foreign) -> Iterato
 def _exact(environ: Mapping[str, str], rules: Rules) -> Iterator[_Word]:
     for name in rules:
         if environ.get(name):
+            yield _Word(name, environ[name], name)
+
+
+def _prefixed(environ: Mapping[str, str], prefix: str) -> Iterator[_Word]:
+    for name in sorted(environ):
+        if name.startswith(prefix) and environ[name]:
             yield _Word(name, environ[name], name)
 
 

@@ -138,8 +138,8 @@ def bytes_to(unit_bytes: int) -> Convert:
 
 
 def bytes_to_mib(text: str) -> str | None:
-    """Bytes to whole MiB, rounded up: a limit that lets through what the other one did."""
-    return str(-(-int(text) // 2**20)) if text.strip().isdigit() else text
+    """Bytes to whole MiB, rounded up, and at most the 1024 that ours may be: the SDK's examples ask for 2 GB."""
+    return str(min(-(-int(text) // 2**20), 1024)) if text.strip().isdigit() else text
 
 
 def dtype(text: str) -> str:
@@ -184,7 +184,7 @@ def first_of_list(text: str) -> str:
     if not isinstance(names, list) or not names:
         raise ValueError(f"must be a name or a list of names, not {text!r}")
     if len(names) > 1:
-        raise RefusedError("one name is served; a request may use any")
+        raise RefusedError("one name is served")
     return str(names[0])
 
 

@@ -18,13 +18,14 @@ RULES = table(
     ),
     to("start_timeout_s", "SAGEMAKER_STARTUP_TIMEOUT", integer),
     to("log_level", "SAGEMAKER_CONTAINER_LOG_LEVEL", log_level),
-    to("max_body_mb", "MMS_MAX_REQUEST_SIZE TS_MAX_REQUEST_SIZE", bytes_to_mib),
+    to("max_body_mb", "MMS_MAX_REQUEST_SIZE TS_MAX_REQUEST_SIZE", bytes_to_mib, "in bytes, at most 1 GiB"),
     no_effect(
         "gevent workers have no threads, and nginx there is none",
         "SAGEMAKER_GUNICORN_THREADS SAGEMAKER_GUNICORN_WORKER_CLASS SAGEMAKER_NGINX_PROXY_READ_TIMEOUT_SECONDS "
         "SAGEMAKER_GUNICORN_LOGLEVEL",
         "1 gevent",
     ),
+    no_effect("answers have no limit of length", "MMS_MAX_RESPONSE_SIZE TS_MAX_RESPONSE_SIZE"),
     no_effect(
         "one engine serves all workers",
         "MMS_DEFAULT_WORKERS_PER_MODEL TS_DEFAULT_WORKERS_PER_MODEL MMS_JOB_QUEUE_SIZE TS_JOB_QUEUE_SIZE "

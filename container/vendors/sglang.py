@@ -156,3 +156,6 @@ RULES = table(
     ),
     accepted("a stream has usage where it asks", "stream_response_default_include_usage"),
 )
+
+# Variables that SGLang itself reads, whatever image it runs in.
+BARE = table(no_effect("it tunes what is inside SGLang", "SGLANG_*"))

@@ -1,6 +1,6 @@
 """TGI's variables, and those of the Hugging Face Hub that all images share.
 
-Knows their names and what each means here. Sources: huggingface/text-generation-inference at db931fc
+Knows their names and what each means here. MODEL_ID is not among them: TGI on SageMaker puts HF_MODEL_ID there. Sources: huggingface/text-generation-inference at db931fc
 (docs/source/reference/launcher.md, sagemaker-entrypoint.sh); huggingface_hub's environment variables
 (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables); LMI's starting guide for
 HF_REVISION.
@@ -51,7 +51,6 @@ HUB = table(
 # Without a prefix, so generic that they count only where TGI's image would start: reading.py says when.
 RULES = table(
     same("revision"),
-    to("model", "model_id"),
     to("max_model_len", "max_total_tokens", integer),
     to("max_num_batched_tokens", "max_batch_prefill_tokens", integer),
     to("max_num_seqs", "max_batch_size", integer),
@@ -59,7 +58,7 @@ RULES = table(
     to("gpu_memory_utilization", "cuda_memory_fraction"),
     to("enforce_eager", "cuda_graphs", _cuda_graphs, "0; sizes have no effect"),
     to("dtype", "dtype", dtype),
-    to("max_body_mb", "payload_limit", bytes_to_mib, "in bytes, rounded up"),
+    to("max_body_mb", "payload_limit", bytes_to_mib, "in bytes, at most 1 GiB"),
     to("grace_s", "graceful_termination_timeout", integer),
     to("download_dir", "weights_cache_override"),
     refused(_ONE_GPU, "num_shard sm_num_gpus", "1"),

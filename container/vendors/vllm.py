@@ -26,6 +26,7 @@ _SPECULATION = "there is no speculative decoding"
 _LORA = "adapters are not served"
 _TOOLS = "tool calls and reasoning are not parsed"
 _ONE_GPU = "one GPU is used"
+_NO_KEYS = "API keys are not checked: on SageMaker the platform authenticates, elsewhere a proxy must"
 _TEMPLATE = "the chat template is the model directory's"
 _TEXT = "only text goes in and out"
 
@@ -152,9 +153,7 @@ _SERVER = table(
     same("host port"),
     to("access_log", "disable_uvicorn_access_log", inverted, "inverted"),
     to("log_level", "uvicorn_log_level", log_level),
-    refused(
-        "API keys are not checked: on SageMaker the platform authenticates, elsewhere a proxy must", "api_key api_keys"
-    ),
+    refused(_NO_KEYS, "api_key api_keys"),
     refused("TLS is not spoken: a proxy must", "ssl_*"),
     refused("a TCP port is listened to", "uds"),
     refused("paths begin at the root", "root_path"),
@@ -193,3 +192,11 @@ _SERVER = table(
 )
 
 RULES = table(ENGINE, _SERVER)
+
+# Variables that vLLM itself reads, whatever image it runs in.
+BARE = table(
+    to("log_level", "VLLM_LOGGING_LEVEL", log_level),
+    refused(_NO_KEYS, "VLLM_API_KEY"),
+    refused(_LORA, "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+    no_effect("it tunes what is inside vLLM", "VLLM_*"),
+)

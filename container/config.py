@@ -1,32 +1,50 @@
-"""Where Galley's settings come from: the command line, the environment, a YAML file, defaults.
+"""Where Galley's settings come from: the command line, the environment, YAML or JSON, defaults.
 
 Knows every setting's name in each of these places and which place wins. The only module that reads the environment.
-Must not know what a setting does: the two dataclasses, ServerConfig and EngineConfig, say that.
+Must not know what a setting does: the two dataclasses, ServerConfig and EngineConfig, say that; nor what other images'
+names mean: `container.vendors` does.
 
-Precedence, first wins: command line, SM_GALLEY_*, (other vendors' names, `_VENDOR_LAYERS`), YAML file, defaults. One
-exception: SAGEMAKER_BIND_TO_PORT is the platform's order, not the operator's wish, and beats SM_GALLEY_PORT.
+Precedence, first wins: command line, SM_GALLEY_*, other images' names, YAML or JSON, defaults. One exception:
+SAGEMAKER_BIND_TO_PORT is the platform's order, not the operator's wish, and beats SM_GALLEY_PORT.
 """
 
 import argparse
 import dataclasses
-import difflib
-import math
+import json
 import os
 import sys
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from container.setting import ENV_PREFIX, ConfigError, Layer, Setting, did_you_mean, parse_given
+from container.vendors import page
+from container.vendors.reading import ForeignSettingError, holds_model, is_foreign, read
 from engine.api import EngineConfig
 from engine.api.config import setting
 
-ENV_PREFIX = "SM_GALLEY_"
+__all__ = [
+    "SAGEMAKER_MODEL_DIR",
+    "ConfigError",
+    "ServerConfig",
+    "Settings",
+    "all_settings",
+    "child_environment",
+    "load",
+    "markdown",
+]
+
 SAGEMAKER_MODEL_DIR = Path("/opt/ml/model")
-_MAX_SHOWN_CHARS = 60
+# Where all settings may stand together: a file's path, or the text itself.
+_DOCUMENT_NAMES = (ENV_PREFIX + "CONFIG", ENV_PREFIX + "CONFIG_YAML")
+# The engine reads a directory; `serve` brings the model there first.
+_MODEL_HELP = (
+    "What to serve: a directory with config.json, safetensors weights and tokenizer.json, a model's id on the Hugging "
+    "Face Hub, or an s3:// prefix."
+)
 _DAY_S = 86_400
 # What nobody means in earnest: beyond it a number is a slip, and would overflow somewhere else.
 _MOST = {
@@ -42,10 +60,6 @@ _MOST = {
     "restart_window_s": 365 * _DAY_S,
 }
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-class ConfigError(Exception):
-    """A setting is unknown or has a bad value. The message is one line that names the setting and its source."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +84,15 @@ class ServerConfig:
     grace_s: int = setting(25, "Seconds that running requests get to finish after SIGTERM.")
     max_engine_restarts: int = setting(3, "Engine restarts within restart_window_s; one more and the container exits.")
     restart_window_s: int = setting(600, "Seconds over which engine restarts are counted.")
+    revision: str | None = setting(
+        None, "Branch, tag or commit of a model from the hub; its default branch if not given."
+    )
+    hf_token: str | None = dataclasses.field(
+        default=None, repr=False, metadata={"help": "Token for private and gated models of the hub."}
+    )
+    download_dir: str | None = setting(
+        None, "Where models are downloaded to and kept; ~/.cache/galley or /tmp/galley, where there is room."
+    )
     log_level: LogLevel = setting("info", "Least severe log lines to write: debug, info, warning or error.")
     access_log: bool = setting(False, "Write one log line per request.")
 
@@ -88,91 +111,15 @@ class ServerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that one `serve` runs with."""
+    """Everything that one `serve` runs with. warnings: lines for the log, about names of other images."""
 
     server: ServerConfig
     engine: EngineConfig
+    warnings: tuple[str, ...] = ()
 
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One field of either dataclass, as the command line and the environment name it."""
-
-    name: str
-    owner: type
-    hint: Any
-    default: Any
-    help: str
-
-    @property
-    def flag(self) -> str:
-        """`max_num_seqs` → `--max-num-seqs`."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def env_name(self) -> str:
-        """`max_num_seqs` → `SM_GALLEY_MAX_NUM_SEQS`."""
-        return ENV_PREFIX + self.name.upper()
-
-    @property
-    def kind(self) -> str:
-        """The type of value, in a word for people."""
-        if self.choices:
-            return "|".join(self.choices)
-        return {int: "integer", float: "number", bool: "true|false"}.get(self._plain_type, "text")
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The allowed words, where the type is a Literal."""
-        plain = self._plain_type
-        return typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
-
-    @property
-    def _plain_type(self) -> Any:
-        if isinstance(self.hint, types.UnionType):
-            return next(part for part in typing.get_args(self.hint) if part is not types.NoneType)
-        return self.hint
-
-    def parse(self, text: str) -> Any:
-        """The value that `text` means. Raises ValueError with what was expected."""
-        if self.choices:
-            if text not in self.choices:
-                raise ValueError(
-                    f"must be {' or '.join(self.choices)}, not {text!r}{_did_you_mean(text, self.choices)}"
-                )
-            return text
-        return _PARSERS[self._plain_type](text)
-
-
-def _parse_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"must be an integer, not {_shown(text)}") from None
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…")
-
-
-def _parse_float(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    # "inf" and "nan" would pass any check of a range from one side.
-    if not math.isfinite(number):
-        raise ValueError(f"must be a number, not {_shown(text)}")
-    return number
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError(f"must be true or false, not {text!r}")
-    return text.lower() in ("true", "1")
-
-
-_PARSERS: dict[Any, Callable[[str], Any]] = {int: _parse_int, float: _parse_float, bool: _parse_bool, str: str}
+    def with_model(self, model: str) -> "Settings":
+        """The same with another model."""
+        return dataclasses.replace(self, engine=dataclasses.replace(self.engine, model=model))
 
 
 def all_settings() -> dict[str, Setting]:
@@ -181,23 +128,9 @@ def all_settings() -> dict[str, Setting]:
     for owner in (ServerConfig, EngineConfig):
         hints = typing.get_type_hints(owner)
         for field in dataclasses.fields(owner):
-            found[field.name] = Setting(field.name, owner, hints[field.name], field.default, field.metadata["help"])
+            help_text = _MODEL_HELP if field.name == "model" else field.metadata["help"]
+            found[field.name] = Setting(field.name, owner, hints[field.name], field.default, help_text)
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """A value as it was given, and the name under which the giver knows it, for messages."""
-
-    value: Any
-    origin: str
-
-
-_Layer = dict[str, _Given]
-
-# Other vendors' names (SM_VLLM_*, OPTION_*, HF_MODEL_ID, …) become layers here: each a function from the environment to
-# a _Layer, placed between SM_GALLEY_* and the YAML file.
-_VENDOR_LAYERS: tuple[Callable[[Mapping[str, str]], _Layer], ...] = ()
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
@@ -205,22 +138,18 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     environ = os.environ if environ is None else environ
     settings = all_settings()
     command_line, config_path = _from_command_line(argv, settings)
-    env_layer, env_config_path = _from_environment(environ, settings)
-    path = config_path or env_config_path
-    layers = [
-        command_line,
-        _from_platform(environ, settings),
-        env_layer,
-        *(layer(environ) for layer in _VENDOR_LAYERS),
-        _from_yaml(path, settings) if path else {},
-    ]
-    merged: _Layer = {}
+    ours = _from_environment(environ, settings)
+    document, foreign_names = _from_documents(config_path or environ.get(_DOCUMENT_NAMES[0]), environ, settings)
+    model = (command_line | ours)["model"].value if "model" in command_line or "model" in ours else ""
+    foreign, warnings = _from_other_images({**foreign_names, **environ}, model, settings)
+    layers = [command_line, _from_platform(environ, settings), ours, foreign, document]
+    merged: Layer = {}
     for layer in reversed(layers):
         merged.update(layer)
     engine = _build(EngineConfig, settings, merged)
     if not engine.model:
         engine = dataclasses.replace(engine, model=_default_model())
-    return Settings(server=_build(ServerConfig, settings, merged), engine=engine)
+    return Settings(_build(ServerConfig, settings, merged), engine, warnings)
 
 
 def child_environment() -> dict[str, str]:
@@ -234,15 +163,15 @@ def child_environment() -> dict[str, str]:
 
 
 def _default_model() -> str:
-    if SAGEMAKER_MODEL_DIR.is_dir() and any(SAGEMAKER_MODEL_DIR.iterdir()):
+    if holds_model(SAGEMAKER_MODEL_DIR):
         return str(SAGEMAKER_MODEL_DIR)
     raise ConfigError(
-        f"no model to serve: {SAGEMAKER_MODEL_DIR} is missing or empty, "
-        f"and neither --model nor {ENV_PREFIX}MODEL is given"
+        f"no model to serve: {SAGEMAKER_MODEL_DIR} is missing or holds none, "
+        f"and neither --model nor {ENV_PREFIX}MODEL nor HF_MODEL_ID is given"
     )
 
 
-def _build(owner: type, settings: dict[str, Setting], merged: _Layer) -> Any:
+def _build(owner: type, settings: dict[str, Setting], merged: Layer) -> Any:
     mine = {name: given for name, given in merged.items() if settings[name].owner is owner}
     try:
         return owner(**{name: given.value for name, given in mine.items()})
@@ -251,13 +180,6 @@ def _build(owner: type, settings: dict[str, Setting], merged: _Layer) -> Any:
         name, _, rest = str(error).partition(" ")
         origin = mine[name].origin if name in mine else name
         raise ConfigError(f"{origin} {rest}") from None
-
-
-def _parse(setting_: Setting, text: str, origin: str) -> _Given:
-    try:
-        return _Given(setting_.parse(text), origin)
-    except ValueError as error:
-        raise ConfigError(f"{origin} {error}") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -270,9 +192,10 @@ def _argument_parser(settings: dict[str, Setting]) -> _Parser:
         prog="serve",
         allow_abbrev=False,
         description="Serve a large language model: SageMaker's /ping and /invocations, and the OpenAI API under /v1.",
-        epilog=f"Every setting is also {ENV_PREFIX}<NAME> in the environment and <name> in the YAML file.",
+        epilog=f"Every setting is also {ENV_PREFIX}<NAME> in the environment, and <name> in the YAML or JSON of "
+        f"--config or of {ENV_PREFIX}CONFIG_YAML.",
     )
-    parser.add_argument("--config", metavar="FILE", help=f"YAML file of settings. [env {ENV_PREFIX}CONFIG]")
+    parser.add_argument("--config", metavar="FILE", help=f"YAML or JSON file of settings. [env {ENV_PREFIX}CONFIG]")
     for one in settings.values():
         help_text = f"{one.help} [{one.kind}; default {default_text(one)}; env {one.env_name}]".replace("%", "%%")
         metavar = one.name.upper()
@@ -295,64 +218,94 @@ def default_text(one: Setting) -> str:
     return str(one.default).lower() if isinstance(one.default, bool) else str(one.default)
 
 
-def _from_command_line(argv: Sequence[str], settings: dict[str, Setting]) -> tuple[_Layer, str | None]:
+def _from_command_line(argv: Sequence[str], settings: dict[str, Setting]) -> tuple[Layer, str | None]:
     # `docker run IMAGE serve` with an ENTRYPOINT that is `serve` already passes the word on.
     arguments = list(argv[1:] if argv[:1] == ["serve"] else argv)
     given, unknown = _argument_parser(settings).parse_known_args(arguments)
     if unknown:
         word = unknown[0].partition("=")[0]
-        raise ConfigError(f"unknown argument {word}{_did_you_mean(word, [one.flag for one in settings.values()])}")
+        raise ConfigError(f"unknown argument {word}{did_you_mean(word, [one.flag for one in settings.values()])}")
     layer = {
-        name: _parse(one, getattr(given, name), one.flag)
+        name: parse_given(one, getattr(given, name), one.flag)
         for name, one in settings.items()
         if getattr(given, name) is not None
     }
     return layer, given.config
 
 
-def _from_environment(environ: Mapping[str, str], settings: dict[str, Setting]) -> tuple[_Layer, str | None]:
+def _from_environment(environ: Mapping[str, str], settings: dict[str, Setting]) -> Layer:
     by_env_name = {one.env_name: one for one in settings.values()}
-    layer: _Layer = {}
+    layer: Layer = {}
     for name, text in environ.items():
-        if not name.startswith(ENV_PREFIX) or name == ENV_PREFIX + "CONFIG":
+        if not name.startswith(ENV_PREFIX) or name in _DOCUMENT_NAMES:
             continue
         if name not in by_env_name:
-            raise ConfigError(f"unknown setting {name} in the environment{_did_you_mean(name, by_env_name)}")
-        layer[by_env_name[name].name] = _parse(by_env_name[name], text, name)
-    return layer, environ.get(ENV_PREFIX + "CONFIG")
-
-
-def _from_platform(environ: Mapping[str, str], settings: dict[str, Setting]) -> _Layer:
-    text = environ.get("SAGEMAKER_BIND_TO_PORT")
-    return {"port": _parse(settings["port"], text, "SAGEMAKER_BIND_TO_PORT")} if text else {}
-
-
-def _from_yaml(path: str, settings: dict[str, Setting]) -> _Layer:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise ConfigError(f"cannot read the config file {path}: {reason}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"the config file {path} must be a mapping of settings to values")
-    layer: _Layer = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in settings:
-            raise ConfigError(f"unknown setting {key} in {path}{_did_you_mean(name, settings)}")
-        if value is None:
-            continue
-        if not isinstance(value, str | int | float):
-            raise ConfigError(f"{key} in {path} must be {settings[name].kind}, not a {type(value).__name__}")
-        layer[name] = _parse(settings[name], str(value), f"{key} in {path}")
+            raise ConfigError(f"unknown setting {name} in the environment{did_you_mean(name, by_env_name)}")
+        layer[by_env_name[name].name] = parse_given(by_env_name[name], text, name)
     return layer
 
 
-def _did_you_mean(word: str, candidates: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(candidates), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _from_other_images(
+    environ: Mapping[str, str], model: str, settings: dict[str, Setting]
+) -> tuple[Layer, tuple[str, ...]]:
+    """What SM_VLLM_* and their like say, and lines for the log. `model` is where ours says it is, or empty."""
+    booleans = {one.name: one.default is True for one in settings.values() if one.hint in (bool, bool | None)}
+    model_dir = Path(model) if model and Path(model).is_dir() else SAGEMAKER_MODEL_DIR
+    try:
+        found = read(environ, model_dir, booleans)
+    except ForeignSettingError as error:
+        raise ConfigError(str(error)) from None
+    layer = {name: parse_given(settings[name], text, origin) for name, (text, origin) in found.texts.items()}
+    return layer, tuple(found.warnings)
+
+
+def _from_platform(environ: Mapping[str, str], settings: dict[str, Setting]) -> Layer:
+    text = environ.get("SAGEMAKER_BIND_TO_PORT")
+    return {"port": parse_given(settings["port"], text, "SAGEMAKER_BIND_TO_PORT")} if text else {}
+
+
+def _from_documents(
+    path: str | None, environ: Mapping[str, str], settings: dict[str, Setting]
+) -> tuple[Layer, dict[str, str]]:
+    """The config file's settings and, before them, those of SM_GALLEY_CONFIG_YAML; with them other images' names."""
+    layer: Layer = {}
+    foreign: dict[str, str] = {}
+    documents = [(path, f"the config file {path}", _text_of(path))] if path else []
+    text_name = _DOCUMENT_NAMES[1]
+    documents.append((text_name, text_name, environ.get(text_name, "")))
+    for place, title, text in documents:
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"cannot read {title}: {' '.join(str(error).split())}") from None
+        if content is not None and not isinstance(content, dict):
+            raise ConfigError(f"{title} must be a mapping of settings to values")
+        for key, value in (content or {}).items():
+            if is_foreign(str(key)):
+                if value is not None:
+                    foreign[str(key)] = value if isinstance(value, str) else json.dumps(value)
+            else:
+                _take(layer, settings, str(key), value, place)
+    return layer, foreign
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot read the config file {path}: {reason}") from None
+
+
+def _take(layer: Layer, settings: dict[str, Setting], key: str, value: Any, place: str) -> None:
+    name = key.replace("-", "_")
+    if name not in settings:
+        raise ConfigError(f"unknown setting {key} in {place}{did_you_mean(name, settings)}")
+    if value is None:
+        return
+    if not isinstance(value, str | int | float):
+        raise ConfigError(f"{key} in {place} must be {settings[name].kind}, not a {type(value).__name__}")
+    layer[name] = parse_given(settings[name], str(value), f"{key} in {place}")
 
 
 def _check(holds: bool, name: str, expected: str) -> None:
@@ -367,9 +320,15 @@ def markdown() -> str:
         "",
         "Generated by `python -m container.config --markdown`; a test holds that it is current.",
         "",
-        "Precedence: command line, `SM_GALLEY_*`, the YAML file (`--config FILE` or `SM_GALLEY_CONFIG`), the default.",
-        "`SAGEMAKER_BIND_TO_PORT` wins over `SM_GALLEY_PORT`. YAML keys are the flags' names, with `_` or `-`.",
+        "Precedence: command line, `SM_GALLEY_*`, [other images' variables](drop-in.md), YAML or JSON, the default.",
+        "`SAGEMAKER_BIND_TO_PORT` wins over `SM_GALLEY_PORT`.",
         "An unknown name or a bad value stops the start with one line that says which.",
+        "",
+        "All settings can stand together in one file (`--config FILE` or `SM_GALLEY_CONFIG`) or in one variable,",
+        "`SM_GALLEY_CONFIG_YAML`, which wins over the file: YAML or JSON, a mapping of the flags' names, with `_` or",
+        '`-`, to values, such as `{"max_model_len": 8192, "enforce_eager": true}`. Variables of other images may stand',
+        "there too, under their own names; they count as if set in the environment, which wins where both say",
+        "something.",
     ]
     for owner, title in ((ServerConfig, "Server"), (EngineConfig, "Engine")):
         lines += ["", f"## {title}", "", "| flag | environment | value | default | |", "|---|---|---|---|---|"]
@@ -380,5 +339,10 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["--markdown"]:
-    sys.stdout.write(markdown())
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--markdown"]:
+        sys.stdout.write(markdown())
+    elif sys.argv[1:] == ["--drop-in-markdown"]:
+        sys.stdout.write(page.markdown())
+    else:
+        sys.exit("usage: python -m container.config --markdown | --drop-in-markdown")

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"serve: {error}\n")
         return _EXIT_BAD_SETTINGS
     configure_logging(settings.server.log_level)
+    for line in settings.warnings:
+        log.warning("%s", line)
     run_dir = Path(tempfile.mkdtemp(prefix="galley-"))
     if len(str(run_dir)) > _MAX_SOCKET_PATH_CHARS - len("/engine.sock"):
         run_dir.rmdir()

@@ -18,6 +18,7 @@ from typing import Protocol
 import gevent
 import msgspec
 from gevent import socket
+from gevent.event import AsyncResult
 
 from container.connection import Connection
 from container.mailbox import Mailbox
@@ -25,6 +26,7 @@ from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
 from engine.api import (
     Abort,
+    CloseSession,
     DeadlineExceeded,
     EngineDied,
     EngineNotReady,
@@ -33,12 +35,14 @@ from engine.api import (
     Generate,
     GenerateRequest,
     ModelInfo,
+    OpenSession,
     Outputs,
     RequestAborted,
     RequestFailed,
     RequestOutput,
     SamplingParams,
     ServingError,
+    SessionAnswer,
     decode_engine_message,
     error_from_code,
 )
@@ -56,6 +60,8 @@ _RELOAD_MODEL_S = 5.0
 _DEADLINE_SLACK_S = 2.0
 # Of one HTTP request: about as many as the engine computes in one step.
 _MAX_RUNNING_SEQUENCES = 64
+# The engine answers between two steps.
+_CALL_TIMEOUT_S = 30.0
 _CONNECTION_ERRORS = (OSError, FrameError, msgspec.MsgspecError, gevent.Timeout)
 
 
@@ -74,6 +80,7 @@ class RequestOptions:
 
     priority: int = 0
     cache_salt: str = ""
+    session_id: str = ""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
 
 
@@ -114,6 +121,15 @@ class Engine(Protocol):
     ) -> Generation:
         """Start params.n sequences for each prompt. Raises EngineNotReady or Overloaded."""
 
+    def max_num_seqs(self) -> int:
+        """How many sequences the engine computes in one step, as far as it has said; at least 1. Never blocks."""
+
+    def open_session(self, lifetime_s: float) -> SessionAnswer:
+        """A new session. Raises EngineNotReady, EngineDied or Overloaded."""
+
+    def close_session(self, session_id: str) -> SessionAnswer:
+        """The session that was closed. Raises InvalidRequest for an unknown one, EngineNotReady or EngineDied."""
+
 
 class EngineClient:
     """The Engine behind a Unix socket. `start` it after the fork, in the hub that serves the requests."""
@@ -135,6 +151,7 @@ class EngineClient:
         self._is_loading_model = False
         self._connection: Connection | None = None
         self._generations: dict[int, EngineGeneration] = {}
+        self._calls: dict[int, AsyncResult] = {}  # of an answer that is one message
         self._request_ids = itertools.count(1)
         self._greenlets: list[gevent.Greenlet] = []
 
@@ -190,6 +207,7 @@ class EngineClient:
                 bad_words_ids=options.bad_words_ids,
                 priority=options.priority,
                 cache_salt=options.cache_salt,
+                session_id=options.session_id,
             )
             for token_ids in prompts
         ]
@@ -200,6 +218,31 @@ class EngineClient:
             generation.close()
             raise
         return generation
+
+    def max_num_seqs(self) -> int:
+        """See Engine."""
+        return max(1, self._status.max_num_seqs if self._status is not None else 0)
+
+    def open_session(self, lifetime_s: float) -> SessionAnswer:
+        """See Engine."""
+        return self._call(OpenSession(request_id=next(self._request_ids), lifetime_s=lifetime_s))
+
+    def close_session(self, session_id: str) -> SessionAnswer:
+        """See Engine."""
+        return self._call(CloseSession(request_id=next(self._request_ids), session_id=session_id))
+
+    def _call(self, message: OpenSession | CloseSession) -> SessionAnswer:
+        self.model()  # waits a moment for what is just coming up
+        if self._connection is None:
+            raise EngineNotReady("The model is not ready to serve requests.")
+        answer = self._calls[message.request_id] = AsyncResult()
+        try:
+            self._connection.send(message)
+            with gevent.Timeout(_CALL_TIMEOUT_S, EngineNotReady("The engine did not answer in time.")):
+                found: SessionAnswer = answer.get()
+                return found
+        finally:
+            del self._calls[message.request_id]
 
     def submit(self, request: GenerateRequest, generation: "EngineGeneration") -> None:
         """Send a request whose outputs go to `generation`. Raises EngineDied or Overloaded."""
@@ -256,6 +299,8 @@ class EngineClient:
     def _fail_all(self, error: ServingError) -> None:
         for generation in set(self._generations.values()):
             generation.fail(error)
+        for call in self._calls.values():
+            call.set_exception(error)
 
     def _receive(self, payload: bytes) -> None:
         message = decode_engine_message(payload)
@@ -266,8 +311,14 @@ class EngineClient:
                     generation.deliver(output)
         elif isinstance(message, RequestFailed):
             failed = self._generations.get(message.request_id)
+            error = error_from_code(message.code, message.message, message.param)
             if failed is not None:
-                failed.fail(error_from_code(message.code, message.message, message.param))
+                failed.fail(error)
+            elif message.request_id in self._calls:
+                self._calls[message.request_id].set_exception(error)
+        elif isinstance(message, SessionAnswer):
+            if message.request_id in self._calls:
+                self._calls[message.request_id].set(message)
         else:
             self._status = message
             self._load_model_if_new(message)
@@ -304,7 +355,7 @@ class EngineClient:
             status = self._status
             # Twice in a row: after this process itself was stopped, the reader deserves a chance to catch up first.
             num_stale = num_stale + 1 if status is not None and self._is_stalled(status) else 0
-            if num_stale >= 2 and self._generations:
+            if num_stale >= 2 and (self._generations or self._calls):
                 log.error("the engine gives no sign of life; failing %d requests", len(self._generations))
                 self._fail_all(EngineDied("The engine stopped responding while it worked on the request."))
 

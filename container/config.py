@@ -4,7 +4,8 @@ Knows every setting's name in each of these places and which place wins. The onl
 Must not know what a setting does: the two dataclasses, ServerConfig and EngineConfig, say that.
 
 Precedence, first wins: command line, SM_GALLEY_*, (other vendors' names, `_VENDOR_LAYERS`), YAML file, defaults. One
-exception: SAGEMAKER_BIND_TO_PORT is the platform's order, not the operator's wish, and beats SM_GALLEY_PORT.
+exception: SAGEMAKER_BIND_TO_PORT and the other names of `_PLATFORM_NAMES` are the platform's orders, not the operator's
+wishes, and beat SM_GALLEY_PORT and the like.
 """
 
 import argparse
@@ -38,9 +39,13 @@ _MOST = {
     "stall_limit_s": _DAY_S,
     "start_timeout_s": 30 * _DAY_S,
     "grace_s": _DAY_S,
+    "batch_max_concurrent_transforms": 100,
+    "batch_max_payload_mb": 1024,
+    "session_expiration_s": 365 * _DAY_S,
     "max_engine_restarts": 1_000_000,
     "restart_window_s": 365 * _DAY_S,
 }
+BatchStrategy = Literal["MULTI_RECORD", "SINGLE_RECORD"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -70,16 +75,35 @@ class ServerConfig:
     grace_s: int = setting(25, "Seconds that running requests get to finish after SIGTERM.")
     max_engine_restarts: int = setting(3, "Engine restarts within restart_window_s; one more and the container exits.")
     restart_window_s: int = setting(600, "Seconds over which engine restarts are counted.")
+    batch_transform: bool = setting(
+        False, "Serve batch transform: every answer is a line, a body of several lines is a batch. [SAGEMAKER_BATCH]"
+    )
+    batch_strategy: BatchStrategy = setting(
+        "MULTI_RECORD", "What /execution-parameters asks batch transform for. [SAGEMAKER_BATCH_STRATEGY]"
+    )
+    batch_max_concurrent_transforms: int = setting(
+        4, "Requests at a time from batch transform, the same. [SAGEMAKER_MAX_CONCURRENT_TRANSFORMS]"
+    )
+    batch_max_payload_mb: int = setting(
+        6, "Largest request of batch transform in MB, the same; 0 is any. [SAGEMAKER_MAX_PAYLOAD_IN_MB]"
+    )
+    enable_sessions: bool = setting(True, "Open stateful sessions on request. [SAGEMAKER_ENABLE_STATEFUL_SESSIONS]")
+    session_expiration_s: int = setting(
+        1200, "Seconds from a session's opening to its end. [SAGEMAKER_SESSIONS_EXPIRATION]"
+    )
     log_level: LogLevel = setting("info", "Least severe log lines to write: debug, info, warning or error.")
     access_log: bool = setting(False, "Write one log line per request.")
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "worker_connections", "max_body_mb", "request_timeout_s", "start_timeout_s"):
             _check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("batch_max_concurrent_transforms", "session_expiration_s"):
+            _check(getattr(self, name) >= 1, name, "at least 1")
+        _check(self.batch_strategy in typing.get_args(BatchStrategy), "batch_strategy", "MULTI_RECORD or SINGLE_RECORD")
         _check(1 <= self.port <= 65535, "port", "between 1 and 65535")
         _check(self.host != "", "host", "an address")
         _check(self.stall_limit_s >= 2, "stall_limit_s", "at least 2: the engine gives one sign of life per second")
-        for name in ("keepalive_s", "grace_s", "max_engine_restarts", "restart_window_s"):
+        for name in ("batch_max_payload_mb", "keepalive_s", "grace_s", "max_engine_restarts", "restart_window_s"):
             _check(getattr(self, name) >= 0, name, "at least 0")
         for name, most in _MOST.items():
             _check(getattr(self, name) <= most, name, f"at most {most}")
@@ -194,6 +218,17 @@ class _Given:
 
 
 _Layer = dict[str, _Given]
+
+# The platform's orders; and what its other containers are told about sessions.
+_PLATFORM_NAMES = {
+    "SAGEMAKER_BIND_TO_PORT": "port",
+    "SAGEMAKER_BATCH": "batch_transform",
+    "SAGEMAKER_BATCH_STRATEGY": "batch_strategy",
+    "SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": "batch_max_concurrent_transforms",
+    "SAGEMAKER_MAX_PAYLOAD_IN_MB": "batch_max_payload_mb",
+    "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "enable_sessions",
+    "SAGEMAKER_SESSIONS_EXPIRATION": "session_expiration_s",
+}
 
 # Other vendors' names (SM_VLLM_*, OPTION_*, HF_MODEL_ID, …) become layers here: each a function from the environment to
 # a _Layer, placed between SM_GALLEY_* and the YAML file.
@@ -323,8 +358,8 @@ def _from_environment(environ: Mapping[str, str], settings: dict[str, Setting]) 
 
 
 def _from_platform(environ: Mapping[str, str], settings: dict[str, Setting]) -> _Layer:
-    text = environ.get("SAGEMAKER_BIND_TO_PORT")
-    return {"port": _parse(settings["port"], text, "SAGEMAKER_BIND_TO_PORT")} if text else {}
+    given = {name: environ[name] for name in _PLATFORM_NAMES if environ.get(name)}
+    return {_PLATFORM_NAMES[name]: _parse(settings[_PLATFORM_NAMES[name]], text, name) for name, text in given.items()}
 
 
 def _from_yaml(path: str, settings: dict[str, Setting]) -> _Layer:

@@ -24,6 +24,7 @@ from container.connection import Connection
 from container.mailbox import Mailbox
 from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
+from container.start_stage import told
 from engine.api import (
     Abort,
     CloseSession,
@@ -169,7 +170,7 @@ class EngineClient:
         """See Engine."""
         status = self._status
         if status is None:
-            return Health(False, "starting", _NOT_CONNECTED)
+            return Health(False, "starting", told(self._socket_path) or _NOT_CONNECTED)
         if self._is_stalled(status):
             return Health(False, "stalled", "the engine gives no sign of life")
         if status.state == "ready" and (self._model is None or self._model.info != status.model):

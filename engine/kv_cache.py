@@ -26,8 +26,8 @@ class BlockPool:
         in use      referenced by one sequence or, if it has a hash, by several
 
     Most recently freed first, for that memory is warm, and blocks that no load has ever needed stay pages that the
-    system never had to provide. At most half of all blocks are kept, so that everybody else's prefixes have their place;
-    the least recently kept one becomes a cached one for a new one.
+    system never had to provide. At most half of all blocks are kept, so that everybody else's prefixes have their
+    place; the least recently kept one becomes a cached one for a new one.
     """
 
     def __init__(self, num_blocks: int) -> None:

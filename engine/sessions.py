@@ -29,7 +29,7 @@ class SessionNotFound(InvalidRequest):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Session:
-    """An open session. expires_s: Unix time; what clients are told. deadline: the same moment on the monotonic clock."""
+    """An open session. expires_s: Unix time, which clients are told. deadline: the same on the monotonic clock."""
 
     id: str
     expires_s: float

@@ -1,7 +1,8 @@
 """The messages between a web worker and the engine: msgspec structs, encoded with msgpack.
 
 Worker → engine: `Generate`, `Abort`, `OpenSession`, `CloseSession`. Engine → worker: `EngineStatus`, `Outputs`,
-`RequestFailed`, `SessionAnswer`. Every message is one msgpack map with a `type` field; framing is the transport's business. Nothing is ever unpickled.
+`RequestFailed`, `SessionAnswer`. Every message is one msgpack map with a `type` field; framing is the transport's
+business. Nothing is ever unpickled.
 
 Must not know sockets or how a request is served.
 """

@@ -85,8 +85,9 @@ class InvocationHeaders:
 
 def read_headers(headers: Headers) -> InvocationHeaders:
     """The headers of an invocation. Raises NotAcceptable."""
-    accepted = _accepted(headers.get("Accept", ""))
-    is_any = not accepted
+    accept = headers.get("Accept", "")
+    accepted = _accepted(accept)
+    is_any = not accept.strip()
     found = InvocationHeaders(
         route=_route(headers.get(CUSTOM_ATTRIBUTES, "")),
         session_id=headers.get(SESSION_ID, "").strip(),

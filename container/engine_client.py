@@ -24,7 +24,6 @@ from container.connection import Connection
 from container.mailbox import Mailbox
 from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
-from container.start_stage import told
 from engine.api import (
     Abort,
     CloseSession,
@@ -77,12 +76,16 @@ class Health:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOptions:
-    """What the engine is told of a request besides prompts and parameters: see GenerateRequest."""
+    """What the engine is told of a request besides prompts and parameters: see GenerateRequest.
+
+    num_gathered_tokens: not told, but how many tokens of a sequence may gather before the caller is woken for them.
+    """
 
     priority: int = 0
     cache_salt: str = ""
     session_id: str = ""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    num_gathered_tokens: int = 1
 
 
 _NO_OPTIONS = RequestOptions()
@@ -170,7 +173,7 @@ class EngineClient:
         """See Engine."""
         status = self._status
         if status is None:
-            return Health(False, "starting", told(self._socket_path) or _NOT_CONNECTED)
+            return Health(False, "starting", _NOT_CONNECTED)
         if self._is_stalled(status):
             return Health(False, "stalled", "the engine gives no sign of life")
         if status.state == "ready" and (self._model is None or self._model.info != status.model):
@@ -212,7 +215,7 @@ class EngineClient:
             )
             for token_ids in prompts
         ]
-        generation = EngineGeneration(self, requests)
+        generation = EngineGeneration(self, requests, options.num_gathered_tokens)
         try:
             generation.submit()
         except ServingError:
@@ -368,7 +371,7 @@ class EngineGeneration:
     fills the engine's waiting queue nor is refused for it.
     """
 
-    def __init__(self, client: EngineClient, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(self, client: EngineClient, requests: Sequence[GenerateRequest], num_gathered_tokens: int = 1) -> None:
         self._client = client
         self._requests = requests
         self._prompt_index = {request.request_id: i for i, request in enumerate(requests)}
@@ -377,7 +380,7 @@ class EngineGeneration:
         self._waiting = deque(requests)
         self._running: set[tuple[int, int]] = set()
         self._is_closed = False
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(num_gathered_tokens)
 
     def submit(self) -> None:
         """Hand over as many prompts as may run at once. Raises EngineDied or Overloaded."""

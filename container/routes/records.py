@@ -66,7 +66,7 @@ class RecordBatch:
         assert serving.call is not None
         self._call = serving.call
         # One greenlet watches the client's socket for all records.
-        self._serving = serving.with_call(socket=None)
+        self._serving = serving.with_call(socket=None, is_batched=True)
         self._answer_record = answer_record
         self._records = enumerate(_lines(body))
         self._done: dict[int, bytes] = {}

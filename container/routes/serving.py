@@ -32,6 +32,8 @@ PreparedT = TypeVar("PreparedT")
 _MAX_INLINE_BYTES = 20_000
 # The same for log-probabilities in an answer.
 _MAX_INLINE_LOGPROBS = 5_000
+# Tokens of a sequence at a time, where nobody waits for each: waking up costs as much as all else done for a token.
+_NUM_GATHERED_TOKENS = 32
 
 
 @dataclasses.dataclass
@@ -84,6 +86,7 @@ class Call:
     socket: of the client, to see it leave; None where nobody watches, or somebody else does.
     session_id: the open session that it is a turn of, or empty.
     stream_format: of a streamed answer.
+    is_batched: it is one of a batch, and nobody sees its text before its end.
     """
 
     request_id: str
@@ -91,6 +94,7 @@ class Call:
     socket: Any | None = None
     session_id: str = ""
     stream_format: StreamFormat = SERVER_SENT_EVENTS
+    is_batched: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +127,10 @@ class Serving:
     def start(self, model: ServedModel, job: Job) -> TextRun:
         """Start generating for the request; the caller must `close` the run."""
         call = self._call
-        if call.session_id:
-            job = dataclasses.replace(job, options=dataclasses.replace(job.options, session_id=call.session_id))
+        # A stop string ends its text, and the engine's work on it, at once.
+        num_gathered = _NUM_GATHERED_TOKENS if call.is_batched and not job.params.stop else 1
+        options = dataclasses.replace(job.options, session_id=call.session_id, num_gathered_tokens=num_gathered)
+        job = dataclasses.replace(job, options=options)
         run = TextRun(self.engine, model, job)
         run.start(call.deadline, call.socket)
         return run

@@ -359,6 +359,8 @@ def _from_environment(environ: Mapping[str, str], settings: dict[str, Setting]) 
 
 def _from_platform(environ: Mapping[str, str], settings: dict[str, Setting]) -> _Layer:
     given = {name: environ[name] for name in _PLATFORM_NAMES if environ.get(name)}
+    if strategy := given.get("SAGEMAKER_BATCH_STRATEGY"):  # the SDK's local mode hands over the API's spelling
+        given["SAGEMAKER_BATCH_STRATEGY"] = strategy.replace("Record", "_Record").upper()
     return {_PLATFORM_NAMES[name]: _parse(settings[_PLATFORM_NAMES[name]], text, name) for name, text in given.items()}
 
 

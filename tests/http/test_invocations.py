@@ -182,7 +182,13 @@ def test_a_header_that_names_another_model_is_404(http: FlaskClient, engine: Scr
 
 
 def test_what_the_platform_routes_by_changes_nothing(http: FlaskClient, engine: ScriptedEngine) -> None:
-    names = ("Prefix-Aware-Id", "Target-Variant", "Target-Container-Hostname", "Inference-Component")
+    names = (
+        "Prefix-Aware-Id",
+        "Target-Variant",
+        "Target-Container-Hostname",
+        "Inference-Component",
+        "Enable-Explanations",
+    )
     headers = {f"X-Amzn-SageMaker-{name}": "x" for name in names}
     assert http.post("/invocations", json=TGI, headers=headers).status_code == 200
     assert engine.generated[-1].cache_salt == ""

@@ -15,6 +15,8 @@ from collections import OrderedDict, deque
 from engine.sequence import Sequence
 
 NULL_BLOCK_ID = 0
+# Sessions whose turns begin alike share blocks; the names of all turns take no more memory than so many per block.
+_NAMES_PER_BLOCK = 4
 
 
 class BlockPool:
@@ -164,7 +166,11 @@ class KVCacheManager:
         self._pack = struct.Struct(f"{block_size}i").pack  # a block's tokens, each in the 4 bytes of a C int
         self._is_caching = enable_prefix_caching
         self._uncommitted: deque[list[int]] = deque()  # named blocks by step, the oldest first
-        self._sessions: dict[str, list[bytes]] = {}  # names of the blocks of each open session's last turn
+        # Open sessions, and the names of the blocks of each one's last turn, the oldest turn first.
+        self._sessions: set[str] = set()
+        self._turns: OrderedDict[str, list[bytes]] = OrderedDict()
+        self._num_turn_names = 0
+        self._max_num_turn_names = _NAMES_PER_BLOCK * self.pool.num_usable_blocks
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -244,22 +250,32 @@ class KVCacheManager:
         session_id = sequence.request.session_id
         is_kept = session_id in self._sessions
         if is_kept and sequence.block_ids:
-            hashes = sequence.block_hashes.copy()
-            for block_hash in set(self._sessions[session_id]).difference(hashes):
-                self.pool.let_go(block_hash)
-            self._sessions[session_id] = hashes
+            self._note_turn(session_id, sequence.block_hashes.copy())
         self.pool.free(sequence.block_ids, keep=is_kept)
         sequence.block_ids = []
         sequence.num_computed_tokens = 0
 
     def open_session(self, session_id: str) -> None:
         """Keep the blocks of this session's last turn while nobody else needs the memory."""
-        self._sessions[session_id] = []
+        self._sessions.add(session_id)
 
     def close_session(self, session_id: str) -> None:
         """Keep them no longer. A session that is not open is ignored."""
-        for block_hash in self._sessions.pop(session_id, ()):
-            self.pool.let_go(block_hash)
+        self._sessions.discard(session_id)
+        self._note_turn(session_id, [])
+
+    def _note_turn(self, session_id: str, names: list[bytes]) -> None:
+        before = self._turns.pop(session_id, [])
+        self._num_turn_names += len(names) - len(before)
+        released = set(before).difference(names)
+        if names:
+            self._turns[session_id] = names
+        while self._num_turn_names > self._max_num_turn_names:
+            _, oldest = self._turns.popitem(last=False)
+            self._num_turn_names -= len(oldest)
+            released.update(oldest)
+        for name in released:
+            self.pool.let_go(name)
 
     def _find(self, sequence: Sequence, first: int) -> list[int]:
         """The blocks that hold the sequence's tokens from logical block `first` on, as far as the cache has them.

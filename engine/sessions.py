@@ -14,7 +14,7 @@ from collections.abc import Callable
 from engine.api import InvalidRequest, Overloaded
 from engine.kv_cache import KVCacheManager
 
-# Each costs its id and the names of its blocks: a few MiB at the most contexts.
+# Each costs its id; what is noted of their blocks is bounded in the cache.
 MAX_SESSIONS = 10_000
 _MAX_SHOWN_CHARS = 64
 

@@ -92,6 +92,19 @@ def test_only_the_last_turn_is_kept() -> None:
     assert served.core.scheduler.kv_cache.pool.num_kept_blocks == 12
 
 
+def test_what_is_noted_of_turns_is_bounded() -> None:
+    served = Served(17)
+    cache = served.core.scheduler.kv_cache
+    sessions = Sessions(cache)
+    ids = [sessions.open(60).id for _ in range(40)]
+    for session_id in ids:  # all the same, so that each notes the names of the same blocks
+        served.cached(PROMPT, session_id=session_id)
+        assert sum(map(len, cache._turns.values())) == cache._num_turn_names <= 4 * 16
+    for session_id in ids:
+        sessions.close(session_id)
+    assert (cache._num_turn_names, len(cache._turns), cache.pool.num_kept_blocks) == (0, 0, 0)
+
+
 def test_sessions_never_keep_a_request_from_running() -> None:
     # Together they would keep five times what there is, and each request needs all of it.
     served = Served(17)

@@ -226,5 +226,5 @@ def test_what_batch_transform_sets(model: str) -> None:
     assert server.batch_strategy == "SINGLE_RECORD"
     server = load(["--model", model], {}).server
     assert (server.batch_transform, server.enable_sessions, server.session_expiration_s) == (False, True, 1200)
-    with pytest.raises(ConfigError, match="^SAGEMAKER_MAX_CONCURRENT_TRANSFORMS must be at least 1"):
+    with pytest.raises(ConfigError, match=r"^SAGEMAKER_MAX_CONCURRENT_TRANSFORMS must be at least 1"):
         load(["--model", model], {"SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": "0"})

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, NotFound
@@ -15,8 +16,10 @@ from container.config import ServerConfig
 from container.disconnect import hang_up
 from container.engine_client import Engine
 from container.responses import error_body, error_response, json_response, log_error
-from container.routes import chat, completions, models, sagemaker
+from container.routes import chat, completions, later, models, sagemaker
 from container.routes.serving import Serving
+from container.schema.fields import RawBody
+from container.schema.invocation import INFERENCE_ID
 from engine.api import RequestAborted, ServingError
 
 log = logging.getLogger(__name__)
@@ -37,23 +40,35 @@ def create_app(engine: Engine, config: ServerConfig) -> Flask:
     app.before_request(_set_request_id)
     app.before_request(_refuse_doubled_slash)
     app.before_request(lambda: _set_deadline(config.request_timeout_s))
+    app.after_request(sagemaker.echo_headers)  # in the reverse order: it sees what the next one has set
     app.after_request(_add_request_id)
     app.register_error_handler(Exception, _handle_error)
 
     app.add_url_rule("/ping", "ping", lambda: sagemaker.ping(serving), methods=["GET", "POST"])
     app.add_url_rule("/invocations", "invocations", lambda: sagemaker.invocations(serving), methods=["POST"])
-    app.add_url_rule("/v1/chat/completions", "chat", lambda: chat.answer(serving, serving.body()), methods=["POST"])
     app.add_url_rule(
-        "/v1/completions", "completions", lambda: completions.answer(serving, serving.body()), methods=["POST"]
+        "/execution-parameters", "parameters", lambda: sagemaker.execution_parameters(config), methods=["GET"]
     )
+    for path, route in (("/v1/chat/completions", chat), ("/v1/completions", completions)):
+        app.add_url_rule(path, path, _of_one_body(serving, route.answer), methods=["POST"])
     app.add_url_rule("/v1/models", "models", lambda: models.list_models(serving), methods=["GET"])
     app.add_url_rule("/v1/models/<path:name>", "model", lambda name: models.get_model(serving, name), methods=["GET"])
+    later.add_routes(app)
     return app
 
 
+def _of_one_body(serving: Serving, answer: Callable[[Serving, RawBody], Response]) -> Callable[[], Response]:
+    def view() -> Response:
+        here = serving.for_request()
+        return answer(here, here.body())
+
+    return view
+
+
 def _set_request_id() -> None:
-    # Only ever echoed and logged: the engine's ids are our own.
-    given = _REQUEST_ID_CHARS.sub("", request.headers.get("X-Request-Id", ""))[:_MAX_REQUEST_ID_CHARS]
+    # Only ever echoed and logged: the engine's ids are our own. SageMaker's own clients name theirs otherwise.
+    named = request.headers.get(INFERENCE_ID) or request.headers.get("X-Request-Id", "")
+    given = _REQUEST_ID_CHARS.sub("", named)[:_MAX_REQUEST_ID_CHARS]
     g.request_id = given or secrets.token_hex(16)
 
 

@@ -4,8 +4,8 @@ Knows every setting's name in each of these places and which place wins. The onl
 Must not know what a setting does: the two dataclasses, ServerConfig and EngineConfig, say that; nor what other images'
 names mean: `container.vendors` does.
 
-Precedence, first wins: command line, SM_GALLEY_*, other images' names, YAML or JSON, defaults. One exception:
-SAGEMAKER_BIND_TO_PORT is the platform's order, not the operator's wish, and beats SM_GALLEY_PORT.
+Precedence, first wins: command line, SM_GALLEY_*, other images' names, YAML or JSON, defaults. One exception: the
+names of `_PLATFORM_NAMES` are the platform's orders, not the operator's wishes, and beat SM_GALLEY_PORT and the like.
 """
 
 import argparse
@@ -56,9 +56,13 @@ _MOST = {
     "stall_limit_s": _DAY_S,
     "start_timeout_s": 30 * _DAY_S,
     "grace_s": _DAY_S,
+    "batch_max_concurrent_transforms": 100,
+    "batch_max_payload_mb": 1024,
+    "session_expiration_s": 365 * _DAY_S,
     "max_engine_restarts": 1_000_000,
     "restart_window_s": 365 * _DAY_S,
 }
+BatchStrategy = Literal["MULTI_RECORD", "SINGLE_RECORD"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -93,16 +97,35 @@ class ServerConfig:
     download_dir: str | None = setting(
         None, "Where models are downloaded to and kept; ~/.cache/galley or /tmp/galley, where there is room."
     )
+    batch_transform: bool = setting(
+        False, "Serve batch transform: every answer is a line, a body of several lines is a batch. [SAGEMAKER_BATCH]"
+    )
+    batch_strategy: BatchStrategy = setting(
+        "MULTI_RECORD", "What /execution-parameters asks batch transform for. [SAGEMAKER_BATCH_STRATEGY]"
+    )
+    batch_max_concurrent_transforms: int = setting(
+        4, "Requests at a time from batch transform, the same. [SAGEMAKER_MAX_CONCURRENT_TRANSFORMS]"
+    )
+    batch_max_payload_mb: int = setting(
+        6, "Largest request of batch transform in MB, the same; 0 is any. [SAGEMAKER_MAX_PAYLOAD_IN_MB]"
+    )
+    enable_sessions: bool = setting(True, "Open stateful sessions on request. [SAGEMAKER_ENABLE_STATEFUL_SESSIONS]")
+    session_expiration_s: int = setting(
+        1200, "Seconds from a session's opening to its end. [SAGEMAKER_SESSIONS_EXPIRATION]"
+    )
     log_level: LogLevel = setting("info", "Least severe log lines to write: debug, info, warning or error.")
     access_log: bool = setting(False, "Write one log line per request.")
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "worker_connections", "max_body_mb", "request_timeout_s", "start_timeout_s"):
             _check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("batch_max_concurrent_transforms", "session_expiration_s"):
+            _check(getattr(self, name) >= 1, name, "at least 1")
+        _check(self.batch_strategy in typing.get_args(BatchStrategy), "batch_strategy", "MULTI_RECORD or SINGLE_RECORD")
         _check(1 <= self.port <= 65535, "port", "between 1 and 65535")
         _check(self.host != "", "host", "an address")
         _check(self.stall_limit_s >= 2, "stall_limit_s", "at least 2: the engine gives one sign of life per second")
-        for name in ("keepalive_s", "grace_s", "max_engine_restarts", "restart_window_s"):
+        for name in ("batch_max_payload_mb", "keepalive_s", "grace_s", "max_engine_restarts", "restart_window_s"):
             _check(getattr(self, name) >= 0, name, "at least 0")
         for name, most in _MOST.items():
             _check(getattr(self, name) <= most, name, f"at most {most}")
@@ -131,6 +154,18 @@ def all_settings() -> dict[str, Setting]:
             help_text = _MODEL_HELP if field.name == "model" else field.metadata["help"]
             found[field.name] = Setting(field.name, owner, hints[field.name], field.default, help_text)
     return found
+
+
+# The platform's orders; and what its other containers are told about sessions.
+_PLATFORM_NAMES = {
+    "SAGEMAKER_BIND_TO_PORT": "port",
+    "SAGEMAKER_BATCH": "batch_transform",
+    "SAGEMAKER_BATCH_STRATEGY": "batch_strategy",
+    "SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": "batch_max_concurrent_transforms",
+    "SAGEMAKER_MAX_PAYLOAD_IN_MB": "batch_max_payload_mb",
+    "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "enable_sessions",
+    "SAGEMAKER_SESSIONS_EXPIRATION": "session_expiration_s",
+}
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
@@ -260,8 +295,14 @@ def _from_other_images(
 
 
 def _from_platform(environ: Mapping[str, str], settings: dict[str, Setting]) -> Layer:
-    text = environ.get("SAGEMAKER_BIND_TO_PORT")
-    return {"port": parse_given(settings["port"], text, "SAGEMAKER_BIND_TO_PORT")} if text else {}
+    given = {name: environ[name] for name in _PLATFORM_NAMES if environ.get(name)}
+    if strategy := given.get("SAGEMAKER_BATCH_STRATEGY"):  # the SDK's local mode hands over the API's spelling
+        given["SAGEMAKER_BATCH_STRATEGY"] = strategy.replace("Record", "_Record").upper()
+    return {
+        field: parse_given(settings[field], given[name], name)
+        for name, field in _PLATFORM_NAMES.items()
+        if name in given
+    }
 
 
 def _from_documents(

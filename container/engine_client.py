@@ -18,6 +18,7 @@ from typing import Protocol
 import gevent
 import msgspec
 from gevent import socket
+from gevent.event import AsyncResult
 
 from container.connection import Connection
 from container.mailbox import Mailbox
@@ -25,6 +26,7 @@ from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
 from engine.api import (
     Abort,
+    CloseSession,
     DeadlineExceeded,
     EngineDied,
     EngineNotReady,
@@ -33,12 +35,14 @@ from engine.api import (
     Generate,
     GenerateRequest,
     ModelInfo,
+    OpenSession,
     Outputs,
     RequestAborted,
     RequestFailed,
     RequestOutput,
     SamplingParams,
     ServingError,
+    SessionAnswer,
     decode_engine_message,
     error_from_code,
 )
@@ -56,6 +60,8 @@ _RELOAD_MODEL_S = 5.0
 _DEADLINE_SLACK_S = 2.0
 # Of one HTTP request: about as many as the engine computes in one step.
 _MAX_RUNNING_SEQUENCES = 64
+# The engine answers between two steps.
+_CALL_TIMEOUT_S = 30.0
 _CONNECTION_ERRORS = (OSError, FrameError, msgspec.MsgspecError, gevent.Timeout)
 
 
@@ -70,11 +76,16 @@ class Health:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOptions:
-    """What the engine is told of a request besides prompts and parameters: see GenerateRequest."""
+    """What the engine is told of a request besides prompts and parameters: see GenerateRequest.
+
+    num_gathered_tokens: not told, but how many tokens of a sequence may gather before the caller is woken for them.
+    """
 
     priority: int = 0
     cache_salt: str = ""
+    session_id: str = ""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    num_gathered_tokens: int = 1
 
 
 _NO_OPTIONS = RequestOptions()
@@ -114,6 +125,15 @@ class Engine(Protocol):
     ) -> Generation:
         """Start params.n sequences for each prompt. Raises EngineNotReady or Overloaded."""
 
+    def max_num_seqs(self) -> int:
+        """How many sequences the engine computes in one step, as far as it has said; at least 1. Never blocks."""
+
+    def open_session(self, lifetime_s: float) -> SessionAnswer:
+        """A new session. Raises EngineNotReady, EngineDied or Overloaded."""
+
+    def close_session(self, session_id: str) -> SessionAnswer:
+        """The session that was closed. Raises InvalidRequest for an unknown one, EngineNotReady or EngineDied."""
+
 
 class EngineClient:
     """The Engine behind a Unix socket. `start` it after the fork, in the hub that serves the requests."""
@@ -135,6 +155,7 @@ class EngineClient:
         self._is_loading_model = False
         self._connection: Connection | None = None
         self._generations: dict[int, EngineGeneration] = {}
+        self._calls: dict[int, AsyncResult] = {}  # of an answer that is one message
         self._request_ids = itertools.count(1)
         self._greenlets: list[gevent.Greenlet] = []
 
@@ -190,16 +211,42 @@ class EngineClient:
                 bad_words_ids=options.bad_words_ids,
                 priority=options.priority,
                 cache_salt=options.cache_salt,
+                session_id=options.session_id,
             )
             for token_ids in prompts
         ]
-        generation = EngineGeneration(self, requests)
+        generation = EngineGeneration(self, requests, options.num_gathered_tokens)
         try:
             generation.submit()
         except ServingError:
             generation.close()
             raise
         return generation
+
+    def max_num_seqs(self) -> int:
+        """See Engine."""
+        return max(1, self._status.max_num_seqs if self._status is not None else 0)
+
+    def open_session(self, lifetime_s: float) -> SessionAnswer:
+        """See Engine."""
+        return self._call(OpenSession(request_id=next(self._request_ids), lifetime_s=lifetime_s))
+
+    def close_session(self, session_id: str) -> SessionAnswer:
+        """See Engine."""
+        return self._call(CloseSession(request_id=next(self._request_ids), session_id=session_id))
+
+    def _call(self, message: OpenSession | CloseSession) -> SessionAnswer:
+        self.model()  # waits a moment for what is just coming up
+        if self._connection is None:
+            raise EngineNotReady("The model is not ready to serve requests.")
+        answer = self._calls[message.request_id] = AsyncResult()
+        try:
+            self._connection.send(message)
+            with gevent.Timeout(_CALL_TIMEOUT_S, EngineNotReady("The engine did not answer in time.")):
+                found: SessionAnswer = answer.get()
+                return found
+        finally:
+            del self._calls[message.request_id]
 
     def submit(self, request: GenerateRequest, generation: "EngineGeneration") -> None:
         """Send a request whose outputs go to `generation`. Raises EngineDied or Overloaded."""
@@ -256,6 +303,8 @@ class EngineClient:
     def _fail_all(self, error: ServingError) -> None:
         for generation in set(self._generations.values()):
             generation.fail(error)
+        for call in self._calls.values():
+            call.set_exception(error)
 
     def _receive(self, payload: bytes) -> None:
         message = decode_engine_message(payload)
@@ -266,8 +315,14 @@ class EngineClient:
                     generation.deliver(output)
         elif isinstance(message, RequestFailed):
             failed = self._generations.get(message.request_id)
+            error = error_from_code(message.code, message.message, message.param)
             if failed is not None:
-                failed.fail(error_from_code(message.code, message.message, message.param))
+                failed.fail(error)
+            elif message.request_id in self._calls:
+                self._calls[message.request_id].set_exception(error)
+        elif isinstance(message, SessionAnswer):
+            if message.request_id in self._calls:
+                self._calls[message.request_id].set(message)
         else:
             self._status = message
             self._load_model_if_new(message)
@@ -304,7 +359,7 @@ class EngineClient:
             status = self._status
             # Twice in a row: after this process itself was stopped, the reader deserves a chance to catch up first.
             num_stale = num_stale + 1 if status is not None and self._is_stalled(status) else 0
-            if num_stale >= 2 and self._generations:
+            if num_stale >= 2 and (self._generations or self._calls):
                 log.error("the engine gives no sign of life; failing %d requests", len(self._generations))
                 self._fail_all(EngineDied("The engine stopped responding while it worked on the request."))
 
@@ -316,7 +371,7 @@ class EngineGeneration:
     fills the engine's waiting queue nor is refused for it.
     """
 
-    def __init__(self, client: EngineClient, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(self, client: EngineClient, requests: Sequence[GenerateRequest], num_gathered_tokens: int = 1) -> None:
         self._client = client
         self._requests = requests
         self._prompt_index = {request.request_id: i for i, request in enumerate(requests)}
@@ -325,7 +380,7 @@ class EngineGeneration:
         self._waiting = deque(requests)
         self._running: set[tuple[int, int]] = set()
         self._is_closed = False
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(num_gathered_tokens)
 
     def submit(self) -> None:
         """Hand over as many prompts as may run at once. Raises EngineDied or Overloaded."""

@@ -12,7 +12,9 @@ from engine.api import RequestOutput, ServingError, TokenLogprobs
 class Mailbox:
     """Filled by one greenlet, emptied by another, both of one hub."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_gathered_tokens: int = 1) -> None:
+        """The taker is woken when a sequence has ended or so many of its tokens have come."""
+        self._num_gathered_tokens = num_gathered_tokens
         self._slots: dict[tuple[int, int], RequestOutput] = {}
         self._error: ServingError | None = None
         self._event = Event()
@@ -21,8 +23,9 @@ class Mailbox:
         """Leave an output; it merges with what is still there of the same sequence."""
         key = (output.request_id, output.index)
         earlier = self._slots.get(key)
-        self._slots[key] = output if earlier is None else merge(earlier, output)
-        self._event.set()
+        slot = self._slots[key] = output if earlier is None else merge(earlier, output)
+        if slot.finish_reason is not None or len(slot.new_token_ids) >= self._num_gathered_tokens:
+            self._event.set()
 
     def fail(self, error: ServingError) -> None:
         """End with `error`, after what is still there; the first error counts."""
@@ -39,9 +42,9 @@ class Mailbox:
 
         Raises the error that `fail` left, when there is no output any more.
         """
-        if not self._slots and self._error is None:
-            self._event.clear()
+        if self._error is None:
             self._event.wait(timeout_s)
+        self._event.clear()
         if not self._slots and self._error is not None:
             raise self._error
         outputs, self._slots = list(self._slots.values()), {}

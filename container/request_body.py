@@ -1,4 +1,4 @@
-"""From an HTTP request to the fields of its JSON body, within the limits.
+"""From an HTTP request to the bytes of its body, within the limits.
 
 Knows WSGI's input and gunicorn's parse errors. Must not know what the fields mean.
 """
@@ -10,13 +10,15 @@ import gevent
 from flask import Request
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from container.schema.fields import RawBody, split
 from engine.api import DeadlineExceeded, InvalidRequest, RequestAborted, RequestError
 
 _READ_BYTES = 256 * 1024
 # A client that sends nothing for so long in the middle of its body has left.
 _READ_TIMEOUT_S = 60.0
-_JSON_TYPE = re.compile(r'application/(json|[\w.-]+\+json)(\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
+_UTF8 = r'(\s*;\s*charset="?utf-?8"?)?\s*;?'
+JSON_BODY = re.compile(r"application/(json|[\w.-]+\+json)" + _UTF8, re.IGNORECASE)
+JSON_LINES_BODY = re.compile(r"application/(x-)?(jsonlines|jsonl|ndjson)" + _UTF8, re.IGNORECASE)
+JSON_OR_LINES_BODY = re.compile(f"({JSON_BODY.pattern})|({JSON_LINES_BODY.pattern})", re.IGNORECASE)
 
 # The values of each header with which the body is what it is.
 _PLAIN_CODINGS = {
@@ -39,23 +41,25 @@ class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
 
 
-def read_json_fields(request: Request, max_bytes: int, deadline: float) -> RawBody:
-    """The top-level fields of the body, read until `deadline` (monotonic). A missing Content-Type counts as JSON.
+def is_json_lines(request: Request) -> bool:
+    """Whether the body is declared as JSON lines."""
+    return JSON_LINES_BODY.fullmatch(request.headers.get("Content-Type", "").strip()) is not None
+
+
+def read_body(request: Request, types: re.Pattern[str], max_bytes: int, deadline: float) -> bytes:
+    """The body, read until `deadline` (monotonic), if its Content-Type is one of `types`. A missing one counts as JSON.
 
     Raises UnsupportedMediaType, BodyTooLarge (before anything is read, where Content-Length tells), InvalidRequest, or
     DeadlineExceeded when the client is too slow.
     """
     content_type = request.headers.get("Content-Type", "").strip()
-    if content_type and not _JSON_TYPE.fullmatch(content_type):
+    if content_type and not types.fullmatch(content_type):
         raise UnsupportedMediaType("The body must be JSON in UTF-8: send Content-Type: application/json.")
     for header, plain in _PLAIN_CODINGS.items():
         codings = {coding.strip().lower() for coding in request.headers.get(header, "").split(",")}
         if not codings <= plain:
             raise UnsupportedMediaType(f"A compressed body is not supported here: send no {header}.")
-    body = _read(request, max_bytes, deadline)
-    if not body.strip():
-        raise InvalidRequest("The request body is empty; it must be a JSON object.")
-    return split(body)
+    return _read(request, max_bytes, deadline)
 
 
 def _read(request: Request, max_bytes: int, deadline: float) -> bytes:

@@ -1,8 +1,9 @@
-"""HTTP responses: JSON, OpenAI's error body, and server-sent events that always stop their generation.
+"""HTTP responses: JSON, OpenAI's error body, and streams that always stop their generation.
 
 Knows Flask responses and ServingError. Must not know any schema.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,8 @@ from engine.api import EngineError, RequestAborted, ServingError
 
 log = logging.getLogger(__name__)
 
-DONE = b"data: [DONE]\n\n"
+# What OpenAI's streams end with; in JSON lines the end of the body says it.
+DONE = object()
 _TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
 
 
@@ -45,39 +47,53 @@ def log_error(error: ServingError, request_id: str) -> None:
         log.info("request %s: %d %s: %s", request_id, error.status, error.code, error.message)
 
 
-def event(data: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+@dataclasses.dataclass(frozen=True)
+class StreamFormat:
+    """How the parts of a stream are written. done: what stands for DONE."""
+
+    content_type: str
+    prefix: bytes
+    suffix: bytes
+    done: bytes
+
+    def write(self, part: Any) -> bytes:
+        """One part: a JSON value, or DONE."""
+        return self.done if part is DONE else self.prefix + msgspec.json.encode(part) + self.suffix
+
+
+SERVER_SENT_EVENTS = StreamFormat("text/event-stream; charset=utf-8", b"data: ", b"\n\n", b"data: [DONE]\n\n")
+JSON_LINES = StreamFormat("application/jsonlines", b"", b"\n", b"")
 
 
 class EventStream:
-    """The body of a streaming response.
+    """The body of a streaming response: parts, each written in `format` as it comes.
 
     A class rather than a generator, because a generator that was never started runs no `finally`: `on_close` runs once
     however the response ends, whether the client read all of it, left, or never came to the first byte.
     """
 
-    def __init__(self, events: Iterator[bytes], on_close: Callable[[], None], request_id: str) -> None:
-        """Waits for the first event, so that an error before it can still become a status. Raises that error."""
+    def __init__(
+        self, parts: Iterator[Any], on_close: Callable[[], None], request_id: str, stream_format: StreamFormat
+    ) -> None:
+        """Waits for the first part, so that an error before it can still become a status. Raises that error."""
         self._on_close = on_close
         self._request_id = request_id
-        self._events = events
-        self._first: bytes | None = None
+        self._parts = parts
+        self.format = stream_format
         try:
-            self._first = next(events)
+            self._first = self.format.write(next(parts))
         except BaseException:
             self.close()
             raise
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            if self._first is not None:
-                yield self._first
-            yield from self._events
+            yield self._first
+            yield from map(self.format.write, self._parts)
         except ServingError as error:
             log_error(error, self._request_id)
             if not isinstance(error, RequestAborted):
-                yield event(error_body(error.status, error.message, error.param, error.code))
+                yield self.format.write(error_body(error.status, error.message, error.param, error.code))
 
     def close(self) -> None:
         """Stop the generation; called by the WSGI server at the end of the response."""
@@ -87,4 +103,4 @@ class EventStream:
 def event_stream_response(stream: EventStream) -> Response:
     """The response around a stream; no proxy may collect or keep it."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return Response(stream, content_type="text/event-stream; charset=utf-8", headers=headers)
+    return Response(stream, content_type=stream.format.content_type, headers=headers)

@@ -22,6 +22,8 @@ from container.processes import LOG_FORMAT, configure_logging, die_with_parent
 # gevent workers beat on their own: a silent one hangs in code that never yields.
 _HUNG_WORKER_S = 120
 _BACKLOG = 2048
+# gunicorn's own, and the id by which a client knows its request.
+_ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({x-request-id}o)s'
 _MAX_HEADERS = 100
 _MAX_HEADER_BYTES = 16_384
 _MAX_REQUEST_LINE_BYTES = 8190
@@ -85,6 +87,7 @@ def gunicorn_settings(server: ServerConfig) -> dict[str, Any]:
         "limit_request_field_size": _MAX_HEADER_BYTES,
         "proc_name": "galley-web",
         "accesslog": "-" if server.access_log else None,
+        "access_log_format": _ACCESS_LOG_FORMAT,
         "logconfig_dict": _logging(server),
         "control_socket_disable": True,
     }

@@ -15,6 +15,8 @@ from collections import OrderedDict, deque
 from engine.sequence import Sequence
 
 NULL_BLOCK_ID = 0
+# Sessions whose turns begin alike share blocks; the names of all turns take no more memory than so many per block.
+_NAMES_PER_BLOCK = 4
 
 
 class BlockPool:
@@ -22,10 +24,12 @@ class BlockPool:
 
         free        referenced by nobody, no hash: handed out most recently freed first
         cached      referenced by nobody, has a hash: handed out least recently used first, once no free one is left
+        kept        the same of blocks that were freed to be kept: handed out once no cached one is left either
         in use      referenced by one sequence or, if it has a hash, by several
 
     Most recently freed first, for that memory is warm, and blocks that no load has ever needed stay pages that the
-    system never had to provide.
+    system never had to provide. At most half of all blocks are kept, so that everybody else's prefixes have their
+    place; the least recently kept one becomes a cached one for a new one.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -34,19 +38,26 @@ class BlockPool:
         self.num_usable_blocks = num_blocks - 1
         self._free = list(range(num_blocks - 1, 0, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._max_num_kept = self.num_usable_blocks // 2
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be allocated now, the cached ones among them."""
-        return len(self._free) + len(self._cached)
+        """Blocks that can be allocated now, the cached and the kept ones among them."""
+        return len(self._free) + len(self._cached) + len(self._kept)
 
     @property
     def num_cached_blocks(self) -> int:
         """Blocks that nobody references and that can still be found by their hash."""
-        return len(self._cached)
+        return len(self._cached) + len(self._kept)
+
+    @property
+    def num_kept_blocks(self) -> int:
+        """Those of the cached blocks that are handed out last."""
+        return len(self._kept)
 
     def ref_count(self, block_id: int) -> int:
         """How many sequences hold the block."""
@@ -66,14 +77,14 @@ class BlockPool:
             if self._free:
                 block_id = self._free.pop()
             else:
-                block_id, _ = self._cached.popitem(last=False)
+                block_id, _ = (self._cached or self._kept).popitem(last=False)
                 self._forget(block_id)
             self._ref_counts[block_id] = 1
             block_ids.append(block_id)
         return block_ids
 
-    def free(self, block_ids: list[int]) -> None:
-        """Give one reference to each of them back.
+    def free(self, block_ids: list[int], *, keep: bool = False) -> None:
+        """Give one reference to each of them back; `keep` those that have a name and now no other holder.
 
         The last of the list is forgotten first: a prefix is worth more than what follows it, which is never found
         without it. Raises ValueError on a block that is not in use: a double free corrupts other sequences.
@@ -86,8 +97,23 @@ class BlockPool:
                 continue
             if self._hashes[block_id] is None:
                 self._free.append(block_id)
+            elif keep:
+                self._keep(block_id)
             else:
                 self._cached[block_id] = None
+
+    def _keep(self, block_id: int) -> None:
+        self._kept[block_id] = None
+        if len(self._kept) > self._max_num_kept:
+            oldest, _ = self._kept.popitem(last=False)
+            self._cached[oldest] = None
+
+    def let_go(self, block_hash: bytes) -> None:
+        """Keep the block of that name no longer, if there is one and it is kept: it is a cached one, just used."""
+        block_id = self._by_hash.get(block_hash)
+        if block_id is not None and block_id in self._kept:
+            del self._kept[block_id]
+            self._cached[block_id] = None
 
     def find(self, block_hash: bytes) -> int | None:
         """The block of that name."""
@@ -97,7 +123,7 @@ class BlockPool:
         """Take one more reference to each of these blocks, which `find` gave."""
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
-                del self._cached[block_id]
+                del (self._kept if block_id in self._kept else self._cached)[block_id]
             self._ref_counts[block_id] += 1
 
     def name(self, block_id: int, block_hash: bytes) -> None:
@@ -109,9 +135,10 @@ class BlockPool:
     def forget(self, block_id: int) -> None:
         """Take the block's name away: what it holds is not what the name says."""
         self._forget(block_id)
-        if block_id in self._cached:
-            del self._cached[block_id]
-            self._free.append(block_id)
+        for idle in (self._cached, self._kept):
+            if block_id in idle:
+                del idle[block_id]
+                self._free.append(block_id)
 
     def _forget(self, block_id: int) -> None:
         block_hash, self._hashes[block_id] = self._hashes[block_id], None
@@ -139,6 +166,11 @@ class KVCacheManager:
         self._pack = struct.Struct(f"{block_size}i").pack  # a block's tokens, each in the 4 bytes of a C int
         self._is_caching = enable_prefix_caching
         self._uncommitted: deque[list[int]] = deque()  # named blocks by step, the oldest first
+        # Open sessions, and the names of the blocks of each one's last turn, the oldest turn first.
+        self._sessions: set[str] = set()
+        self._turns: OrderedDict[str, list[bytes]] = OrderedDict()
+        self._num_turn_names = 0
+        self._max_num_turn_names = _NAMES_PER_BLOCK * self.pool.num_usable_blocks
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -211,10 +243,39 @@ class KVCacheManager:
                 self.pool.forget(block_id)
 
     def release(self, sequence: Sequence) -> None:
-        """Take all blocks of the sequence back; what nobody else has named or holds of its K/V is gone."""
-        self.pool.free(sequence.block_ids)
+        """Take all blocks of the sequence back; what nobody else has named or holds of its K/V is gone.
+
+        Those of a turn of an open session are kept, in place of the turn before.
+        """
+        session_id = sequence.request.session_id
+        is_kept = session_id in self._sessions
+        if is_kept and sequence.block_ids:
+            self._note_turn(session_id, sequence.block_hashes.copy())
+        self.pool.free(sequence.block_ids, keep=is_kept)
         sequence.block_ids = []
         sequence.num_computed_tokens = 0
+
+    def open_session(self, session_id: str) -> None:
+        """Keep the blocks of this session's last turn while nobody else needs the memory."""
+        self._sessions.add(session_id)
+
+    def close_session(self, session_id: str) -> None:
+        """Keep them no longer. A session that is not open is ignored."""
+        self._sessions.discard(session_id)
+        self._note_turn(session_id, [])
+
+    def _note_turn(self, session_id: str, names: list[bytes]) -> None:
+        before = self._turns.pop(session_id, [])
+        self._num_turn_names += len(names) - len(before)
+        released = set(before).difference(names)
+        if names:
+            self._turns[session_id] = names
+        while self._num_turn_names > self._max_num_turn_names:
+            _, oldest = self._turns.popitem(last=False)
+            self._num_turn_names -= len(oldest)
+            released.update(oldest)
+        for name in released:
+            self.pool.let_go(name)
 
     def _find(self, sequence: Sequence, first: int) -> list[int]:
         """The blocks that hold the sequence's tokens from logical block `first` on, as far as the cache has them.

@@ -23,6 +23,7 @@ import msgspec
 
 from engine.api import (
     Abort,
+    CloseSession,
     DeadlineExceeded,
     EngineConfig,
     EngineNotReady,
@@ -32,12 +33,15 @@ from engine.api import (
     GenerateRequest,
     GenerationFailed,
     ModelInfo,
+    OpenSession,
     Outputs,
     RequestError,
     SamplingParams,
+    SessionAnswer,
 )
 from engine.core import ClientFailure, EngineCore, Runner, failure
 from engine.server import Disconnected, EngineServer, Event
+from engine.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ class EngineProcess:
         self._state: EngineState = "starting"
         self._stage = "starting"
         self._core: EngineCore | None = None
+        self._sessions: Sessions | None = None
         self._next_status_at = 0.0
         self._stop_requested = False
         self._stop_at: float | None = None
@@ -88,6 +93,7 @@ class EngineProcess:
             self._server.flush(FLUSH_S)
             return EXIT_BAD_MODEL
         self._core = core = EngineCore(self._config, model, runner)
+        self._sessions = Sessions(core.scheduler.kv_cache)
         self._enter("starting", "first generation")
         self._first_generation(core)
         # What the start has made stays for good. Left to the collector, a full pass over it holds up a step for 0.1 s.
@@ -152,17 +158,34 @@ class EngineProcess:
         elif isinstance(event.message, Abort):
             core.abort(event.client_id, event.message.request_id, event.message.index)
         else:
-            self._add(core, event.client_id, event.message)
+            self._answer(core, event.client_id, event.message)
 
-    def _add(self, core: EngineCore, client_id: int, message: Generate) -> None:
+    def _answer(self, core: EngineCore, client_id: int, message: Generate | OpenSession | CloseSession) -> None:
+        request_id = message.request.request_id if isinstance(message, Generate) else message.request_id
         try:
             if self._stop_at is not None:
                 raise EngineNotReady("The server is shutting down.")
-            core.add_request(client_id, message.request)
+            if isinstance(message, Generate):
+                self._add(core, client_id, message.request)
+            else:
+                self._server.send(client_id, self._change_sessions(message))
         except (RequestError, EngineNotReady) as error:
-            self._server.send(client_id, failure(message.request.request_id, error))
+            self._server.send(client_id, failure(request_id, error))
         except ValueError as error:
             log.error("refused a message: %s", error)
+
+    def _add(self, core: EngineCore, client_id: int, request: GenerateRequest) -> None:
+        if request.session_id and self._sessions is not None:
+            self._sessions.check(request.session_id)
+        core.add_request(client_id, request)
+
+    def _change_sessions(self, message: OpenSession | CloseSession) -> SessionAnswer:
+        assert self._sessions is not None
+        if isinstance(message, OpenSession):
+            session = self._sessions.open(message.lifetime_s)
+        else:
+            session = self._sessions.close(message.session_id)
+        return SessionAnswer(request_id=message.request_id, session_id=session.id, expires_s=session.expires_s)
 
     def _send_failures(self, failures: list[ClientFailure]) -> None:
         for client_id, message in failures:
@@ -178,6 +201,8 @@ class EngineProcess:
             return
         error = DeadlineExceeded("The request's deadline passed before it finished.")
         self._send_failures(core.fail_expired(now, error))
+        if self._sessions is not None:
+            self._sessions.end_expired()
         self._publish()
 
     def _is_done(self, core: EngineCore) -> bool:
@@ -201,6 +226,7 @@ class EngineProcess:
             status = msgspec.structs.replace(
                 status,
                 model=core.model,
+                max_num_seqs=scheduler.max_num_seqs,
                 num_running=scheduler.num_running,
                 num_waiting=scheduler.num_waiting,
                 num_free_blocks=scheduler.kv_cache.pool.num_free_blocks,

@@ -80,14 +80,15 @@ class Scheduler:
     ) -> None:
         self.kv_cache = kv_cache
         self.num_preemptions = 0
+        # Never more sequences than the budget has tokens: each one that decodes gets its token in every step.
+        self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_waiting = max_num_waiting
         self._num_watermark_blocks = -(-kv_cache.pool.num_usable_blocks // watermark_part)
         self._num_arrivals = 0
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # by `order`
-        # Never more sequences than the budget has tokens: each one that decodes gets its token in every step.
-        self._free_rows = list(range(min(max_num_seqs, max_num_batched_tokens) - 1, -1, -1))
+        self._free_rows = list(range(self.max_num_seqs - 1, -1, -1))
 
     @property
     def num_waiting(self) -> int:

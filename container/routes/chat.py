@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response
 
-from container.responses import DONE, event, json_response
+from container.responses import DONE, json_response
 from container.routes.logprobs import chat_logprobs, prompt_logprobs
 from container.routes.serving import (
     Choice,
@@ -18,7 +18,6 @@ from container.routes.serving import (
     new_id,
     prepare,
     request_options,
-    stream,
     usage,
     written,
 )
@@ -36,7 +35,7 @@ def answer(serving: Serving, raw: RawBody) -> Response:
     with named(chat.names()):
         run = serving.start(model, job)
     if chat.stream:
-        return stream(run, lambda run: _events(run, model, chat))
+        return serving.stream(run, lambda run: _events(run, model, chat))
     choices = collect(run)
     return written(run, lambda: json_response(_completion(run, model, chat, choices)))
 
@@ -83,7 +82,7 @@ def _completion(run: TextRun, model: ServedModel, chat: ChatRequest, choices: li
     return body
 
 
-def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[bytes]:
+def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[Any]:
     head = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion.chunk",
@@ -93,10 +92,12 @@ def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[byt
     # OpenAI: with include_usage every chunk has the field, null but in the last.
     tail = {"usage": None} if chat.include_usage else {}
 
-    def chunk(index: int, delta: dict[str, Any], part: Choice | None = None, reason: str | None = None) -> bytes:
+    def chunk(
+        index: int, delta: dict[str, Any], part: Choice | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
         logprobs = part and chat_logprobs(model.tokenizer, part.token_ids, part.logprobs, chat.top_logprobs)
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return event({**head, "choices": [choice], **tail})
+        return {**head, "choices": [choice], **tail}
 
     # What has not been sent yet; None before the first chunk.
     parts: list[Choice | None] = [None] * run.num_choices
@@ -116,5 +117,5 @@ def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[byt
             rest = part if part.logprobs and not part.text else None
             yield chunk(index, {}, rest, part.finish_reason)
     if chat.include_usage:
-        yield event({**head, "choices": [], "usage": usage(run)})
+        yield {**head, "choices": [], "usage": usage(run)}
     yield DONE

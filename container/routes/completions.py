@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response
 
-from container.responses import DONE, event, json_response
+from container.responses import DONE, json_response
 from container.routes.logprobs import CompletionLogprobs, prompt_logprobs
 from container.routes.serving import (
     Choice,
@@ -19,7 +19,6 @@ from container.routes.serving import (
     new_id,
     prepare,
     request_options,
-    stream,
     usage,
     written,
 )
@@ -44,7 +43,7 @@ def answer(serving: Serving, raw: RawBody) -> Response:
         return [_Writer(model, completion, job.prompts[i // n], texts[i // n]) for i in range(len(job.prompts) * n)]
 
     if completion.stream:
-        return stream(run, lambda run: _events(run, model, completion, writers()))
+        return serving.stream(run, lambda run: _events(run, model, completion, writers()))
     choices = collect(run)
     if job.params.n > completion.n:
         choices = best(choices, job.params.n, completion.n)
@@ -124,7 +123,7 @@ def _completion(
     }
 
 
-def _events(run: TextRun, model: ServedModel, completion: CompletionRequest, writers: list[_Writer]) -> Iterator[bytes]:
+def _events(run: TextRun, model: ServedModel, completion: CompletionRequest, writers: list[_Writer]) -> Iterator[Any]:
     head = {
         "id": new_id("cmpl"),
         "object": "text_completion",
@@ -138,9 +137,9 @@ def _events(run: TextRun, model: ServedModel, completion: CompletionRequest, wri
         part.add(delta)
         if part.is_due:
             parts[index] = Choice()
-            yield event({**head, "choices": [writers[index].write(index, part)], **tail})
+            yield {**head, "choices": [writers[index].write(index, part)], **tail}
     if completion.include_usage:
-        yield event({**head, "choices": [], "usage": _usage(run, completion)})
+        yield {**head, "choices": [], "usage": _usage(run, completion)}
     yield DONE
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from flask import Response
 
-from container.responses import event, json_response
+from container.responses import json_response
 from container.routes.logprobs import finite, tgi_token, tgi_top_tokens
-from container.routes.serving import Choice, Serving, best, collect, prepare, request_options, stream, written
+from container.routes.serving import Choice, Serving, best, collect, prepare, request_options, written
 from container.schema.fields import RawBody, named
-from container.schema.generate import NAMES, GenerateBody, GenerateParameters, read_generate
+from container.schema.generate import NAMES, Generate, GenerateParameters, read_generate
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
 from engine.text import Detokenizer
@@ -22,26 +22,36 @@ from engine.text import Detokenizer
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a TGI request. Raises a ServingError."""
     model = serving.engine.model()
-    body, parameters, job = prepare(raw, _prepare, model, raw)
+    generate, job = prepare(raw, _prepare, model, raw)
+    parameters = generate.parameters
     with named(NAMES):
         run = serving.start(model, job)
-    writer = _Writer(model, parameters, job.prompts[0], body.inputs if parameters.return_full_text else "")
-    if body.stream:
-        return stream(run, lambda run: _events(run, writer))
+    writers = [
+        _Writer(model, parameters, token_ids, text if parameters.return_full_text else "")
+        for token_ids, text in zip(job.prompts, generate.inputs, strict=True)
+    ]
+    if generate.stream:
+        return serving.stream(run, lambda run: _events(run, writers[0]))
     # With details the other ones are shown too.
-    choices = best(collect(run), parameters.best_of, parameters.best_of if parameters.details else 1)
-    return written(run, lambda: json_response([writer.write(choices)]))
+    num_shown = parameters.best_of if parameters.details else 1
+    choices = best(collect(run), parameters.best_of, num_shown)
+
+    def answers() -> Response:
+        parts = (choices[i : i + num_shown] for i in range(0, len(choices), num_shown))
+        return json_response([writer.write(part) for writer, part in zip(writers, parts, strict=True)])
+
+    return written(run, answers)
 
 
-def _prepare(model: ServedModel, raw: RawBody) -> tuple[GenerateBody, GenerateParameters, Job]:
-    body, parameters = read_generate(raw, model.limits)
+def _prepare(model: ServedModel, raw: RawBody) -> tuple[Generate, Job]:
+    generate = read_generate(raw, model.limits)
     with named(NAMES):
-        params = parameters.params(body.stream)
-        token_ids = model.encode(body.inputs, "prompt", add_special_tokens=True)
-        if parameters.truncate is not None:
+        params = generate.parameters.params(generate.stream)
+        prompts = [model.encode(text, "prompt", add_special_tokens=True) for text in generate.inputs]
+        if generate.parameters.truncate is not None:
             # As in TGI, the end of the input is what stays.
-            token_ids = token_ids[-parameters.truncate :]
-        return body, parameters, Job([token_ids], params, request_options(model, params))
+            prompts = [token_ids[-generate.parameters.truncate :] for token_ids in prompts]
+        return generate, Job(prompts, params, request_options(model, params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +108,7 @@ class _Writer:
         return details
 
 
-def _events(run: TextRun, writer: _Writer) -> Iterator[bytes]:
+def _events(run: TextRun, writer: _Writer) -> Iterator[Any]:
     # One event per token, as TGI sends; text that several tokens made together stands with the last of them.
     pieces: list[str] = []
     index = 0
@@ -123,4 +133,4 @@ def _events(run: TextRun, writer: _Writer) -> Iterator[bytes]:
                 if writer.parameters.details:
                     ending = writer.ending(delta.finish_reason, delta.stop_reason, index)
                     body["details"] = {**ending, "input_length": run.num_prompt_tokens}
-            yield event(body)
+            yield body

@@ -1,19 +1,43 @@
-"""SageMaker's two routes: /ping and /invocations.
+"""SageMaker's routes: /ping, /invocations and /execution-parameters.
 
-Knows how a body tells which API it speaks. Must not know those APIs.
+`ping` and `invocations` are the two places at which code of the model artifact may stand in front of ours.
+Knows how a body and its headers tell what is asked. Must not know the APIs behind it.
 """
 
-from flask import Response
+from collections.abc import Mapping
 
-from container.responses import json_response
-from container.routes import chat, completions, generate
+import msgspec
+from flask import Response, request
+
+from container.config import ServerConfig
+from container.request_body import JSON_OR_LINES_BODY, is_json_lines
+from container.responses import JSON_LINES, SERVER_SENT_EVENTS, json_response
+from container.routes import chat, completions, generate, records, sessions
 from container.routes.serving import Serving
+from container.schema.fields import RawBody, split
+from container.schema.invocation import (
+    CUSTOM_ATTRIBUTES,
+    INFERENCE_ID,
+    InvocationHeaders,
+    check_targets,
+    custom_attributes,
+    read_headers,
+    unknown_route,
+)
 from engine.api import InvalidRequest
 
 _RETRY_AFTER_S = "2"
 
-
 _ANSWERS = {"messages": chat.answer, "prompt": completions.answer, "inputs": generate.answer}
+_ROUTES = {"/v1/chat/completions": chat.answer, "/v1/completions": completions.answer}
+# What a body without any of ours may want.
+_NOT_SERVED = {
+    "input": "an embedding (or OpenAI's Responses)",
+    "documents": "a ranking",
+    "query": "a ranking",
+    "text_1": "a score",
+    "instances": "TensorFlow Serving's predict",
+}
 
 
 def ping(serving: Serving) -> Response:
@@ -29,11 +53,101 @@ def ping(serving: Serving) -> Response:
 
 
 def invocations(serving: Serving) -> Response:
-    """Chat, completion or TGI's generate, by the field that only it has. Raises a ServingError."""
-    raw = serving.body()
+    """One request, a turn of a session, the opening or closing of one, or a batch of records. Raises a ServingError."""
+    headers = read_headers(request.headers)
+    stream_format = JSON_LINES if headers.prefers_lines else SERVER_SENT_EVENTS
+    serving = serving.for_request().with_call(stream_format=stream_format)
+    body = serving.raw_body(JSON_OR_LINES_BODY)
+    if not body or body.isspace():
+        return Response(status=204)
+    is_batch = serving.config.batch_transform
+    if is_json_lines(request) or (is_batch and records.is_lines(body)):
+        return _answer_records(serving, headers, body)
+    raw = split(body)
+    if sessions.REQUEST_TYPE in raw:
+        return sessions.change(serving, raw, headers.session_id)
+    with sessions.turn(serving, headers.session_id) as turn:
+        response = _answer(turn.serving, _with_stream(raw) if headers.prefers_stream else raw, headers)
+    turn.mark(response)
+    if not response.is_streamed and (is_batch or headers.wants_one_line):
+        response.set_data(response.get_data() + b"\n")
+        if headers.wants_one_line:
+            response.content_type = JSON_LINES.content_type
+    return response
+
+
+def execution_parameters(config: ServerConfig) -> Response:
+    """What batch transform is to do where its job does not say."""
+    return json_response(
+        {
+            "MaxConcurrentTransforms": config.batch_max_concurrent_transforms,
+            "BatchStrategy": config.batch_strategy,
+            "MaxPayloadInMB": config.batch_max_payload_mb,
+        }
+    )
+
+
+def echo_headers(response: Response) -> Response:
+    """What a client marks its invocation with comes back to it, unless the answer has its own."""
+    for name, value in (
+        (CUSTOM_ATTRIBUTES, custom_attributes(request.headers)),
+        (INFERENCE_ID, response.headers.get("X-Request-Id", "") if INFERENCE_ID in request.headers else ""),
+    ):
+        if value:
+            response.headers.setdefault(name, value)
+    return response
+
+
+def _answer_records(serving: Serving, headers: InvocationHeaders, body: bytes) -> Response:
+    if headers.session_id:
+        raise InvalidRequest("A batch of records cannot be a turn of a session.", "session_id")
+    if not (headers.takes_lines or headers.takes_json):
+        raise InvalidRequest("A batch of records is answered with JSON lines, not with a stream of events.", "Accept")
+    _check_targets(serving, headers)
+
+    def answer(serving: Serving, raw: RawBody) -> Response:
+        for name in ("stream", sessions.REQUEST_TYPE):
+            if name in raw and bytes(memoryview(raw[name])[:5]) not in (b"false", b"null"):
+                raise InvalidRequest(f"'{name}' is not possible in a batch of records.", name)
+        return _by_route(serving, raw, headers.route)
+
+    return records.answer(serving, body, answer)
+
+
+def _answer(serving: Serving, raw: RawBody, headers: InvocationHeaders) -> Response:
+    _check_targets(serving, headers)
+    return _by_route(serving, raw, headers.route)
+
+
+def _check_targets(serving: Serving, headers: InvocationHeaders) -> None:
+    if headers.route is not None and headers.route not in (*_ROUTES, "/invocations"):
+        raise unknown_route(headers.route, list(_ROUTES))
+    check_targets(request.headers, serving.engine.model().info)
+
+
+def _by_route(serving: Serving, raw: RawBody, route: str | None) -> Response:
+    """The answer of the route that was asked for, or that the fields tell: each API has one that only it has."""
+    if route in _ROUTES:
+        return _ROUTES[route](serving, raw)
     present = [name for name in _ANSWERS if name in raw]
     # Null asks for nothing; where there is nothing else, its own route says that it is missing.
-    asked = [name for name in present if bytes(memoryview(raw[name])[:4]) != b"null"]
+    asked = [name for name in present if not _is_null(raw[name])]
     for name in asked or present:
         return _ANSWERS[name](serving, raw)
+    for name, what in _NOT_SERVED.items():
+        if name in raw:
+            raise InvalidRequest(
+                f"'{name}' asks for {what}, which is not served here: this model generates text.", name
+            )
     raise InvalidRequest("The body must have 'messages' (chat), 'prompt' (completion) or 'inputs' (TGI's generate).")
+
+
+def _with_stream(raw: Mapping[str, msgspec.Raw]) -> RawBody:
+    """The body with the stream that its headers ask for, unless it says itself."""
+    if "stream" in raw and not _is_null(raw["stream"]):
+        return raw
+    return {**raw, "stream": msgspec.Raw(b"true")}
+
+
+def _is_null(value: msgspec.Raw) -> bool:
+    return bytes(memoryview(value)[:4]) == b"null"

@@ -4,6 +4,7 @@ Knows Flask's request and what the OpenAI schemas share. Must not know any respo
 """
 
 import dataclasses
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,13 @@ from flask import Response, g, request
 from container.config import ServerConfig
 from container.engine_client import Engine, RequestOptions
 from container.native_thread import in_thread
-from container.request_body import read_json_fields
-from container.responses import EventStream, event_stream_response
-from container.schema.fields import RawBody
+from container.request_body import JSON_BODY, read_body
+from container.responses import SERVER_SENT_EVENTS, EventStream, StreamFormat, event_stream_response
+from container.schema.fields import RawBody, split
 from container.schema.sampling import SamplingFields
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
-from engine.api import SamplingParams, TokenLogprobs
+from engine.api import InvalidRequest, SamplingParams, TokenLogprobs
 from engine.text import TextDelta, bad_words_ids
 
 P = ParamSpec("P")
@@ -31,6 +32,8 @@ PreparedT = TypeVar("PreparedT")
 _MAX_INLINE_BYTES = 20_000
 # The same for log-probabilities in an answer.
 _MAX_INLINE_LOGPROBS = 5_000
+# Tokens of a sequence at a time, where nobody waits for each: waking up costs as much as all else done for a token.
+_NUM_GATHERED_TOKENS = 32
 
 
 @dataclasses.dataclass
@@ -76,21 +79,71 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """What a request brings besides the fields of its body.
+
+    deadline: time.monotonic() at which it ends.
+    socket: of the client, to see it leave; None where nobody watches, or somebody else does.
+    session_id: the open session that it is a turn of, or empty.
+    stream_format: of a streamed answer.
+    is_batched: it is one of a batch, and nobody sees its text before its end.
+    """
+
+    request_id: str
+    deadline: float
+    socket: Any | None = None
+    session_id: str = ""
+    stream_format: StreamFormat = SERVER_SENT_EVENTS
+    is_batched: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Serving:
-    """The engine and the limits, as the routes use them."""
+    """The engine and the limits, as the routes use them. call: of the request; None where there is none yet."""
 
     engine: Engine
     config: ServerConfig
+    call: Call | None = None
+
+    def for_request(self) -> "Serving":
+        """The same for Flask's current request."""
+        return dataclasses.replace(self, call=Call(g.request_id, g.deadline, request.environ.get("gunicorn.socket")))
+
+    def with_call(self, **changes: Any) -> "Serving":
+        """The same with these fields of the call."""
+        return dataclasses.replace(self, call=dataclasses.replace(self._call, **changes))
 
     def body(self) -> RawBody:
-        """The fields of the current request's body."""
-        return read_json_fields(request, self.config.max_body_mb * 2**20, g.deadline)
+        """The fields of the request's body. Raises a RequestError: see `read_body`."""
+        body = self.raw_body(JSON_BODY)
+        if not body or body.isspace():
+            raise InvalidRequest("The request body is empty; it must be a JSON object.")
+        return split(body)
+
+    def raw_body(self, types: re.Pattern[str]) -> bytes:
+        """The body of Flask's current request, where its media type is one of `types`. Raises a RequestError."""
+        return read_body(request, types, self.config.max_body_mb * 2**20, self._call.deadline)
 
     def start(self, model: ServedModel, job: Job) -> TextRun:
-        """Start generating for the current request; the caller must `close` the run."""
+        """Start generating for the request; the caller must `close` the run."""
+        call = self._call
+        # A stop string ends its text, and the engine's work on it, at once.
+        num_gathered = _NUM_GATHERED_TOKENS if call.is_batched and not job.params.stop else 1
+        options = dataclasses.replace(job.options, session_id=call.session_id, num_gathered_tokens=num_gathered)
+        job = dataclasses.replace(job, options=options)
         run = TextRun(self.engine, model, job)
-        run.start(g.deadline, request.environ.get("gunicorn.socket"))
+        run.start(call.deadline, call.socket)
         return run
+
+    def stream(self, run: TextRun, parts: Callable[[TextRun], Iterator[Any]]) -> Response:
+        """A streaming response of `parts(run)`, JSON values, which closes the run however it ends."""
+        call = self._call
+        return event_stream_response(EventStream(parts(run), run.close, call.request_id, call.stream_format))
+
+    @property
+    def _call(self) -> Call:
+        assert self.call is not None, "for_request comes first"
+        return self.call
 
 
 def prepare(raw: RawBody, function: Callable[P, PreparedT], *args: P.args, **kwargs: P.kwargs) -> PreparedT:
@@ -138,11 +191,6 @@ def written(run: TextRun, function: Callable[[], Response]) -> Response:
     if params.prompt_logprobs is not None:
         num_entries += run.num_prompt_tokens * params.n * (1 + params.prompt_logprobs)
     return in_thread(function) if num_entries > _MAX_INLINE_LOGPROBS else function()
-
-
-def stream(run: TextRun, events: Callable[[TextRun], Iterator[bytes]]) -> Response:
-    """A streaming response of `events(run)`, which closes the run however it ends."""
-    return event_stream_response(EventStream(events(run), run.close, g.request_id))
 
 
 def new_id(prefix: str) -> str:

@@ -1,12 +1,18 @@
 """TGI's body: {"inputs": …, "parameters": {…}, "stream": …}, which SageMaker's Hugging Face clients send.
 
+`inputs` is a text, or as in LMI a list of texts.
+
 Knows TGI's names. Must not know responses.
 """
 
+import dataclasses
+
 import msgspec
 
+from container.schema.completions import MAX_SEQUENCES
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
-from container.schema.limits import PromptLimits, num_bytes
+from container.schema.limits import PromptLimits
+from container.schema.prompts import read_texts
 from container.schema.sampling import check_max_tokens
 from engine.api import InvalidRequest, SamplingParams
 
@@ -47,9 +53,9 @@ _GREEDY_NEUTRAL: dict[str, tuple[float | None, ...]] = {
 
 
 class GenerateBody(msgspec.Struct, kw_only=True):
-    """The outer object; `parameters` is read by a rule of its own."""
+    """The outer object; `inputs` and `parameters` are read by rules of their own."""
 
-    inputs: str
+    inputs: msgspec.Raw
     parameters: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
     stream: bool = False
 
@@ -120,15 +126,27 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
         )
 
 
-def read_generate(raw: RawBody, limits: PromptLimits) -> tuple[GenerateBody, GenerateParameters]:
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """A checked request: one answer for each of the inputs."""
+
+    inputs: list[str]
+    parameters: GenerateParameters
+    stream: bool
+
+
+def read_generate(raw: RawBody, limits: PromptLimits) -> Generate:
     """The request of a body. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
-    if "inputs" in raw:
-        limits.check_bytes(num_bytes(raw["inputs"]), "inputs")
     body = read(raw, GenerateBody, _BODY_RULE)
     try:
         parameters = read(body.parameters, GenerateParameters, _PARAMETERS_RULE)
         parameters.check(body.stream)
-        return body, parameters
     except InvalidRequest as error:
         where = f"parameters.{error.param}"
         raise InvalidRequest(error.message.replace(f"'{error.param}'", f"'{where}'"), where) from None
+    inputs = read_texts(body.inputs, limits, "inputs")
+    if body.stream and len(inputs) > 1:
+        raise InvalidRequest("'inputs' must be one text where it is streamed.", "inputs")
+    if len(inputs) * parameters.best_of > MAX_SEQUENCES:
+        raise InvalidRequest(f"'inputs' times 'parameters.best_of' must be at most {MAX_SEQUENCES} texts.", "inputs")
+    return Generate(inputs, parameters, body.stream)

@@ -1,7 +1,8 @@
 """TGI's variables, and those of the Hugging Face Hub that all images share.
 
-Knows their names and what each means here. MODEL_ID is not among them: TGI on SageMaker puts HF_MODEL_ID there. Sources: huggingface/text-generation-inference at db931fc
-(docs/source/reference/launcher.md, sagemaker-entrypoint.sh); huggingface_hub's environment variables
+Knows their names and what each means here. MODEL_ID is not among them: TGI on SageMaker puts HF_MODEL_ID there.
+Sources: huggingface/text-generation-inference at db931fc (docs/source/reference/launcher.md, sagemaker-
+entrypoint.sh); huggingface_hub's environment variables
 (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables); LMI's starting guide for
 HF_REVISION.
 """

@@ -1,7 +1,8 @@
 """The messages between a web worker and the engine: msgspec structs, encoded with msgpack.
 
-Worker → engine: `Generate`, `Abort`. Engine → worker: `EngineStatus`, `Outputs`, `RequestFailed`. Every message is one
-msgpack map with a `type` field; framing is the transport's business. Nothing is ever unpickled.
+Worker → engine: `Generate`, `Abort`, `OpenSession`, `CloseSession`. Engine → worker: `EngineStatus`, `Outputs`,
+`RequestFailed`, `SessionAnswer`. Every message is one msgpack map with a `type` field; framing is the transport's
+business. Nothing is ever unpickled.
 
 Must not know sockets or how a request is served.
 """
@@ -45,6 +46,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     bad_words_ids: the tokenisations of `params.bad_words`; the engine knows no text.
     priority: lower is served earlier; between -MAX_PRIORITY and MAX_PRIORITY.
     cache_salt: requests share cached prefixes only with requests of the same salt.
+    session_id: the open session that the request is a turn of; empty for none. One that is not open: InvalidRequest.
     """
 
     request_id: int
@@ -54,6 +56,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
+    session_id: str = ""
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -67,6 +70,28 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
     request_id: int
     index: int | None = None
+
+
+class OpenSession(msgspec.Struct, frozen=True, kw_only=True, tag="open_session"):
+    """Open a session that ends after `lifetime_s` seconds; answered by a SessionAnswer, or RequestFailed."""
+
+    request_id: int
+    lifetime_s: float
+
+
+class CloseSession(msgspec.Struct, frozen=True, kw_only=True, tag="close_session"):
+    """Close a session; answered by a SessionAnswer, or by RequestFailed when it is not open."""
+
+    request_id: int
+    session_id: str
+
+
+class SessionAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="session"):
+    """The session that was opened or closed. expires_s: Unix time at which it ends, or would have."""
+
+    request_id: int
+    session_id: str
+    expires_s: float
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +161,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     stopped or hung, whatever `state` says.
     stage: what is going on, for people ("loading weights").
     num_free_blocks: blocks that can be handed out; those that still hold a cached prefix are among them.
+    max_num_seqs: how many sequences one step computes at most; 0 where the engine has not said.
     num_preemptions, num_prefix_query_tokens, num_prefix_hit_tokens: since the start. Tokens that were looked up in the
         prefix cache, and those of them that were found there; a preempted sequence looks its tokens up again.
     """
@@ -145,6 +171,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     stamp: float
     pid: int
     model: ModelInfo | None = None
+    max_num_seqs: int = 0
     num_running: int = 0
     num_waiting: int = 0
     num_free_blocks: int = 0
@@ -154,8 +181,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     num_prefix_hit_tokens: int = 0
 
 
-WorkerMessage = Generate | Abort
-EngineMessage = EngineStatus | Outputs | RequestFailed
+WorkerMessage = Generate | Abort | OpenSession | CloseSession
+EngineMessage = EngineStatus | Outputs | RequestFailed | SessionAnswer
 
 _encoder = msgspec.msgpack.Encoder()
 _worker_decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)

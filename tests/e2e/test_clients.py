@@ -163,3 +163,50 @@ def test_offline_gives_the_text_of_the_server(stack: Stack) -> None:
     status, body = stack.post("/v1/completions", {"prompt": ["Hello", "Galley is"], "temperature": 0, "max_tokens": 32})
     assert status == 200
     assert [choice["text"] for choice in body["choices"]] == offline
+
+
+def test_boto3_keeps_a_session(runtime: object) -> None:
+    def turn(text: str, session_id: str) -> dict:
+        return runtime.invoke_endpoint(  # type: ignore[attr-defined, no-any-return]
+            EndpointName="galley",
+            ContentType="application/json",
+            SessionId=session_id,
+            CustomAttributes="tenant=7",
+            InferenceId="call-1",
+            Body=json.dumps(chat_body(text)),
+        )
+
+    long = "Count from 3 to 9. " * 40
+    first = turn(long, "NEW_SESSION")
+    session_id, expires = first["NewSessionId"].split("; Expires=")
+    assert expires.endswith("Z")
+    assert first["CustomAttributes"] == "tenant=7"
+    # Other connections, so either worker may answer.
+    for _ in range(8):
+        second = turn(long + "And now?", session_id)
+        assert json.loads(second["Body"].read())["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    closed = runtime.invoke_endpoint(  # type: ignore[attr-defined]
+        EndpointName="galley", ContentType="application/json", SessionId=session_id, Body=b'{"requestType": "CLOSE"}'
+    )
+    assert closed["ClosedSessionId"] == session_id
+    with pytest.raises(runtime.exceptions.ModelError) as error:  # type: ignore[attr-defined]
+        turn("Hello", session_id)
+    assert error.value.response["OriginalStatusCode"] == 400
+    assert f"session not found: {session_id}" in error.value.response["OriginalMessage"]
+
+
+def test_boto3_sends_a_batch_of_lines(runtime: object, stack: Stack) -> None:
+    prompts = [f"{text} {i}" for i in range(60) for text in ("Hello", "Count from 3 to")]
+    lines = [{"prompt": text, "temperature": 0, "max_tokens": 8} for text in prompts]
+    lines[7] = {"prompt": "x", "temperature": -1, "max_tokens": 8}
+    response = runtime.invoke_endpoint(  # type: ignore[attr-defined]
+        EndpointName="galley", ContentType="application/jsonlines", Body="\n".join(map(json.dumps, lines))
+    )
+    text = response["Body"].read().decode()
+    assert text.endswith("\n")
+    answers = [json.loads(line) for line in text.splitlines()]
+    assert answers[7]["error"]["param"] == "temperature"
+    _, whole = stack.post("/v1/completions", {"prompt": prompts, "temperature": 0, "max_tokens": 8})
+    expected = [choice["text"] for choice in whole["choices"]]
+    got = [answer["choices"][0]["text"] for i, answer in enumerate(answers) if i != 7]
+    assert got == expected[:7] + expected[8:]

@@ -202,6 +202,7 @@ def request(
     *,
     priority: int = 0,
     cache_salt: str = "",
+    session_id: str = "",
     deadline: float = float("inf"),
     bad_words_ids: tuple[tuple[int, ...], ...] = (),
     **params: object,
@@ -213,6 +214,7 @@ def request(
         deadline=deadline,
         priority=priority,
         cache_salt=cache_salt,
+        session_id=session_id,
         bad_words_ids=bad_words_ids,
     )
 

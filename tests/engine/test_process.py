@@ -15,15 +15,18 @@ import pytest
 
 from engine.api import (
     Abort,
+    CloseSession,
     EngineMessage,
     EngineStatus,
     FrameReader,
     Generate,
     GenerateRequest,
+    OpenSession,
     Outputs,
     RequestFailed,
     RequestOutput,
     SamplingParams,
+    SessionAnswer,
     decode_engine_message,
     encode_message,
     frame,
@@ -44,7 +47,7 @@ class Client:
         self.frames = FrameReader()
         self.inbox: list[EngineMessage] = []
 
-    def send(self, message: Generate | Abort) -> None:
+    def send(self, message: Generate | Abort | OpenSession | CloseSession) -> None:
         self.socket.sendall(frame(encode_message(message)))
 
     def generate(self, request_id: int, prompt: list[int], deadline_s: float = 60.0, **params: object) -> None:
@@ -286,3 +289,31 @@ def test_a_stopped_engine_stops_stamping(start: Callable[..., Engine]) -> None:
     client.socket.settimeout(TIMEOUT_S)
     stamp = client.status(lambda status: True).stamp
     assert client.status(lambda status: status.stamp > stamp).state == "ready"
+
+
+def test_a_session_is_one_to_every_worker(start: Callable[..., Engine]) -> None:
+    engine = start()
+    first, second = engine.client(), engine.client()
+    first.send(OpenSession(request_id=1, lifetime_s=60))
+    opened = first.wait_for(lambda m: isinstance(m, SessionAnswer))
+    assert isinstance(opened, SessionAnswer)
+    assert opened.request_id == 1
+    assert opened.expires_s == pytest.approx(time.time() + 60, abs=5)
+    request = GenerateRequest(
+        request_id=7,
+        prompt_token_ids=[1, 2],
+        params=SamplingParams(max_tokens=2),
+        deadline=time.monotonic() + 60,
+        session_id=opened.session_id,
+    )
+    second.send(Generate(request))
+    assert second.finish(7)[1].finish_reason == "length"
+    second.send(CloseSession(request_id=8, session_id=opened.session_id))
+    closed = second.wait_for(lambda m: isinstance(m, SessionAnswer))
+    assert closed == SessionAnswer(request_id=8, session_id=opened.session_id, expires_s=opened.expires_s)
+    first.send(Generate(request))
+    failed = first.failure(7)
+    assert (failed.code, failed.param) == ("invalid_request", "session_id")
+    assert failed.message == f"Bad request: session not found: {opened.session_id}"
+    first.send(CloseSession(request_id=9, session_id="nobody"))
+    assert first.failure(9).message == "Bad request: session not found: nobody"

@@ -61,6 +61,11 @@ def engine(shared_engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
     yield shared_engine
     shared_engine.failure = None
     shared_engine.num_cached_tokens = 0
+    shared_engine.echoes = False
+    shared_engine.max_num_seqs = 0
+    shared_engine.max_running = None
+    shared_engine.most_running = 0
+    shared_engine.sessions.clear()
     shared_engine.logprob = scripted_logprob
     shared_engine.step_s = 0.0
     shared_engine.held.clear()

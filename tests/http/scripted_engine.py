@@ -15,18 +15,21 @@ import gevent
 
 from engine.api import (
     Abort,
+    CloseSession,
     EngineMessage,
     EngineState,
     EngineStatus,
     FrameReader,
-    Generate,
     GenerateRequest,
     ModelInfo,
+    OpenSession,
     Outputs,
     RequestFailed,
     RequestOutput,
+    SessionAnswer,
     TokenLogprobs,
     Usage,
+    WorkerMessage,
     decode_worker_message,
     encode_message,
     frame,
@@ -58,6 +61,10 @@ class ScriptedEngine:
     step_s: seconds per step.
     held: while set, no step is made.
     stalled: while set, nothing is sent at all, stamps included.
+    echoes: every sequence gets its prompt's tokens instead.
+    max_num_seqs: what the engine tells; max_running: sequences beyond so many are refused as Overloaded.
+    most_running: the most sequences that ran at a time.
+    sessions: the open ones.
     failure: (code, message) that the next requests end with.
     num_cached_tokens: what the first sample of each prompt tells; the others tell one more.
     logprob: of the token at (sample index, place): see `scripted_logprob`. A test may set another function.
@@ -74,6 +81,11 @@ class ScriptedEngine:
         self.state: EngineState = "ready"
         self.held = threading.Event()
         self.stalled = threading.Event()
+        self.echoes = False
+        self.max_num_seqs = 0
+        self.max_running: int | None = None
+        self.most_running = 0
+        self.sessions: list[str] = []
         self.failure: tuple[str, str] | None = None
         self.num_cached_tokens = 0
         self.logprob: Callable[[int, int], float] = scripted_logprob
@@ -142,7 +154,10 @@ class ScriptedEngine:
         with self._lock:
             self._connections.pop(connection, None)
 
-    def _receive(self, connection: socket.socket, message: Generate | Abort) -> None:
+    def _receive(self, connection: socket.socket, message: WorkerMessage) -> None:
+        if isinstance(message, OpenSession | CloseSession):
+            self._send(connection, self._change_sessions(message))
+            return
         with self._lock:
             running = self._connections.get(connection, {})
             if isinstance(message, Abort):
@@ -152,11 +167,30 @@ class ScriptedEngine:
                 return
             request = message.request
             self.generated.append(request)
-            if self.failure is None:
+            failure = self.failure
+            num_running = sum(map(len, self._connections.values()))
+            if request.session_id and request.session_id not in self.sessions:
+                failure = ("invalid_request", f"Bad request: session not found: {request.session_id}")
+            elif self.max_running is not None and num_running and num_running + request.params.n > self.max_running:
+                failure = ("overloaded", "Full.")
+            if failure is None:
                 running.update({(request.request_id, i): (request, 0) for i in range(request.params.n)})
+                self.most_running = max(self.most_running, num_running + request.params.n)
                 return
-            code, text = self.failure
+            code, text = failure
         self._send(connection, RequestFailed(request_id=request.request_id, code=code, message=text))
+
+    def _change_sessions(self, message: OpenSession | CloseSession) -> EngineMessage:
+        if isinstance(message, OpenSession):
+            session_id = f"session-{len(self.sessions)}"
+            self.sessions.append(session_id)
+            expires_s = 1_800_000_000 + message.lifetime_s
+            return SessionAnswer(request_id=message.request_id, session_id=session_id, expires_s=expires_s)
+        if message.session_id in self.sessions:
+            self.sessions.remove(message.session_id)
+            return SessionAnswer(request_id=message.request_id, session_id=message.session_id, expires_s=0)
+        text = f"Bad request: session not found: {message.session_id}"
+        return RequestFailed(request_id=message.request_id, code="invalid_request", message=text)
 
     def _step(self) -> None:
         while not self._stopped.is_set():
@@ -172,8 +206,9 @@ class ScriptedEngine:
     def _advance(self, running: dict[tuple[int, int], tuple[GenerateRequest, int]]) -> list[RequestOutput]:
         outputs = []
         for key, (request, count) in list(running.items()):
-            token_id = self.reply[count] if count < len(self.reply) else self.model.eos_token_ids[0]
-            ends = count >= len(self.reply)
+            reply = request.prompt_token_ids if self.echoes else self.reply
+            token_id = reply[count] if count < len(reply) else self.model.eos_token_ids[0]
+            ends = count >= len(reply)
             is_full = request.params.max_tokens is not None and count + 1 >= request.params.max_tokens
             usage = Usage(
                 num_prompt_tokens=len(request.prompt_token_ids),
@@ -218,7 +253,14 @@ class ScriptedEngine:
                 self._send(connection, self._status())
 
     def _status(self) -> EngineStatus:
-        return EngineStatus(state=self.state, stage=f"is {self.state}", stamp=self._stamp, pid=1, model=self.model)
+        return EngineStatus(
+            state=self.state,
+            stage=f"is {self.state}",
+            stamp=self._stamp,
+            pid=1,
+            model=self.model,
+            max_num_seqs=self.max_num_seqs,
+        )
 
     def _send(self, connection: socket.socket, message: EngineMessage) -> None:
         try:

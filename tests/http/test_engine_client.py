@@ -7,7 +7,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from container.engine_client import EngineClient
+from container.engine_client import EngineClient, RequestOptions
 from container.served_model import ServedModel, load_served_model
 from engine.api import DeadlineExceeded, EngineNotReady, ModelInfo, RequestAborted, SamplingParams
 from tests.http.scripted_engine import ScriptedEngine, wait_until
@@ -141,3 +141,15 @@ def test_without_an_engine_a_request_is_refused_within_a_moment(tmp_path: Path) 
             client.model()
     finally:
         client.stop()
+
+
+def test_tokens_may_gather_until_somebody_wants_them(engine_client: EngineClient, engine: ScriptedEngine) -> None:
+    # 29 tokens and the last one.
+    assert len(engine.reply) == 29
+    engine.step_s = 0.005
+    options = RequestOptions(num_gathered_tokens=10)
+    generation = engine_client.generate([[1, 2]], SamplingParams(max_tokens=None), deadline(), options)
+    sizes = [len(output.new_token_ids) for _, output in generation]
+    assert sum(sizes) == 30
+    assert all(size >= 10 for size in sizes[:-1])
+    assert len(sizes) >= 2

@@ -11,8 +11,8 @@ NAMES = st.sampled_from([bytes([i]) for i in range(12)])
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """holders: for each sequence its blocks. names: what each named block is called. idle: named ones that nobody
-    holds, least recently used first."""
+    """holders: for each sequence its blocks. names: what each named block is called. idle, kept: named ones that
+    nobody holds, least recently used first; those of `kept` were freed to be kept."""
 
     @initialize(num_blocks=st.integers(2, 12))
     def start(self, num_blocks: int) -> None:
@@ -20,6 +20,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.holders: list[list[int]] = []
         self.names: dict[int, bytes] = {}
         self.idle: list[int] = []
+        self.kept: list[int] = []
 
     def count(self, block_id: int) -> int:
         return sum(block_ids.count(block_id) for block_ids in self.holders)
@@ -28,24 +29,39 @@ class PoolMachine(RuleBasedStateMachine):
     def allocate(self, num_blocks: int) -> None:
         if num_blocks > self.pool.num_free_blocks:
             return
-        num_unnamed = self.pool.num_free_blocks - len(self.idle)
+        # Whatever sessions keep, it can be had: only the order in which it goes is theirs.
+        evictable = self.idle + self.kept
+        num_unnamed = self.pool.num_free_blocks - len(evictable)
         block_ids = self.pool.allocate(num_blocks)
         assert len(set(block_ids)) == num_blocks
         assert all(self.count(block_id) == 0 for block_id in block_ids), "a block in use was handed out"
         # A name is lost only when no block without one was left, and the least recently used goes first.
-        evicted = self.idle[: max(0, num_blocks - num_unnamed)]
+        evicted = evictable[: max(0, num_blocks - num_unnamed)]
         assert {block_id for block_id in block_ids if block_id in self.names} == set(evicted)
         for block_id in evicted:
             assert self.pool.find(self.names.pop(block_id)) is None
-        self.idle = self.idle[len(evicted) :]
+        self.idle = [block_id for block_id in self.idle if block_id not in evicted]
+        self.kept = [block_id for block_id in self.kept if block_id not in evicted]
         self.holders.append(block_ids)
 
     @precondition(lambda self: self.holders)
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), keep=st.booleans())
+    def free(self, data: st.DataObject, keep: bool) -> None:
         block_ids = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
-        self.pool.free(block_ids)
-        self.idle += [b for b in reversed(block_ids) if self.count(b) == 0 and b in self.names]
+        self.pool.free(block_ids, keep=keep)
+        for block_id in reversed(block_ids):
+            if self.count(block_id) == 0 and block_id in self.names:
+                (self.kept if keep else self.idle).append(block_id)
+                if len(self.kept) > self.pool.num_usable_blocks // 2:
+                    self.idle.append(self.kept.pop(0))
+
+    @rule(name=NAMES)
+    def let_go(self, name: bytes) -> None:
+        block_id = self.pool.find(name)
+        self.pool.let_go(name)
+        if block_id in self.kept:
+            self.kept.remove(block_id)
+            self.idle.append(block_id)
 
     @rule(names=st.lists(NAMES, min_size=1, max_size=4, unique=True))
     def share(self, names: list[bytes]) -> None:
@@ -57,6 +73,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.share(block_ids)
             self.holders.append(block_ids)
             self.idle = [block_id for block_id in self.idle if block_id not in block_ids]
+            self.kept = [block_id for block_id in self.kept if block_id not in block_ids]
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data(), name=NAMES)
@@ -75,6 +92,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.forget(block_id)
         assert self.pool.find(self.names.pop(block_id)) is None
         self.idle = [other for other in self.idle if other != block_id]
+        self.kept = [other for other in self.kept if other != block_id]
 
     @rule(data=st.data())
     def a_block_that_is_not_in_use_cannot_be_freed(self, data: st.DataObject) -> None:
@@ -88,7 +106,8 @@ class PoolMachine(RuleBasedStateMachine):
         held = {block_id for block_ids in self.holders for block_id in block_ids}
         assert 0 not in held
         assert len(held) + self.pool.num_free_blocks == self.pool.num_usable_blocks
-        assert self.pool.num_cached_blocks == len(self.idle)
+        assert self.pool.num_cached_blocks == len(self.idle) + len(self.kept)
+        assert self.pool.num_kept_blocks == len(self.kept) <= self.pool.num_usable_blocks // 2
         for block_id in range(self.pool.num_usable_blocks + 1):
             assert self.pool.ref_count(block_id) == self.count(block_id)
             assert self.pool.hash_of(block_id) == self.names.get(block_id)

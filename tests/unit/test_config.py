@@ -200,3 +200,31 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_settings_page_is_current() -> None:
     """Regenerate it with `python -m container.config --markdown > docs/settings.md`."""
     assert (ROOT / "docs/settings.md").read_text() == config.markdown()
+
+
+def test_requests_may_last_an_hour(model: str) -> None:
+    # Asynchronous inference and batch transform both allow 3600 s.
+    assert load(["--model", model], {}).server.request_timeout_s == 3600
+
+
+def test_what_batch_transform_sets(model: str) -> None:
+    environ = {
+        "SAGEMAKER_BATCH": "True",
+        "SAGEMAKER_BATCH_STRATEGY": "SINGLE_RECORD",
+        "SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": "8",
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB": "0",
+        "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "false",
+        "SAGEMAKER_SESSIONS_EXPIRATION": "60",
+        # The platform knows best.
+        "SM_GALLEY_BATCH_MAX_CONCURRENT_TRANSFORMS": "3",
+    }
+    server = load(["--model", model], environ).server
+    assert (server.batch_transform, server.batch_strategy) == (True, "SINGLE_RECORD")
+    assert (server.batch_max_concurrent_transforms, server.batch_max_payload_mb) == (8, 0)
+    assert (server.enable_sessions, server.session_expiration_s) == (False, 60)
+    server = load(["--model", model], {"SAGEMAKER_BATCH_STRATEGY": "SingleRecord"}).server
+    assert server.batch_strategy == "SINGLE_RECORD"
+    server = load(["--model", model], {}).server
+    assert (server.batch_transform, server.enable_sessions, server.session_expiration_s) == (False, True, 1200)
+    with pytest.raises(ConfigError, match=r"^SAGEMAKER_MAX_CONCURRENT_TRANSFORMS must be at least 1"):
+        load(["--model", model], {"SAGEMAKER_MAX_CONCURRENT_TRANSFORMS": "0"})

@@ -70,6 +70,15 @@ class ServerConfig:
     grace_s: int = setting(25, "Seconds that running requests get to finish after SIGTERM.")
     max_engine_restarts: int = setting(3, "Engine restarts within restart_window_s; one more and the container exits.")
     restart_window_s: int = setting(600, "Seconds over which engine restarts are counted.")
+    revision: str | None = setting(
+        None, "Branch, tag or commit of a model from the hub; its default branch if not given."
+    )
+    hf_token: str | None = dataclasses.field(
+        default=None, repr=False, metadata={"help": "Token for private and gated models of the hub."}
+    )
+    download_dir: str | None = setting(
+        None, "Where models are downloaded to and kept; ~/.cache/galley or /tmp/galley, where there is room."
+    )
     log_level: LogLevel = setting("info", "Least severe log lines to write: debug, info, warning or error.")
     access_log: bool = setting(False, "Write one log line per request.")
 
@@ -92,6 +101,10 @@ class Settings:
 
     server: ServerConfig
     engine: EngineConfig
+
+    def with_model(self, model: str) -> "Settings":
+        """The same with another model."""
+        return dataclasses.replace(self, engine=dataclasses.replace(self.engine, model=model))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = settings.with_model(str(local_model(model)))
         _check_address(settings.server)
     except (ConfigError, ModelSourceError) as error:
-        sys.stderr.write(f"serve: {error}\n")
+        sys.stderr.write(f"serve: {'--model ' if isinstance(error, ModelSourceError) else ''}{error}\n")
         return _EXIT_BAD_SETTINGS
     configure_logging(settings.server.log_level)
     run_dir = Path(tempfile.mkdtemp(prefix="galley-"))

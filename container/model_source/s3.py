@@ -75,19 +75,23 @@ def _fetch(client: Any, model: S3Model, place: Place, manifest: dict[str, Remote
     total = sum(file.size for file in manifest.values())
     log.info("downloading %s to %s", model, place.directory)
     progress.start(total, total - missing)
-    prefix = f"{model.prefix}/" if model.prefix else ""
-    wanted = [
-        Wanted(prefix + name, file, *place.paths(name))
-        for name, file in manifest.items()
-        if not place.paths(name)[0].exists()
-    ]
     if importlib.util.find_spec("awscrt") is not None:
         from container.model_source import s3_crt
 
-        s3_crt.fetch(client, model.bucket, wanted, progress)
-    else:
-        s3_parts.fetch(client, model.bucket, wanted, progress)
+        try:
+            s3_crt.fetch(client, model.bucket, _wanted(model, place, manifest), progress)
+        except s3_crt.CommonRuntimeFailed as error:
+            log.warning("the AWS Common Runtime failed (%s); going on with threads", error)
+            progress.start(total, total - place.num_bytes_missing(manifest))
+    s3_parts.fetch(client, model.bucket, _wanted(model, place, manifest), progress)
     progress.finish()
+
+
+def _wanted(model: S3Model, place: Place, manifest: dict[str, RemoteFile]) -> list[Wanted]:
+    """The files that are not there yet."""
+    prefix = f"{model.prefix}/" if model.prefix else ""
+    paths = {name: place.paths(name) for name in manifest}
+    return [Wanted(prefix + name, manifest[name], *paths[name]) for name in manifest if not paths[name][0].exists()]
 
 
 def _client() -> Any:

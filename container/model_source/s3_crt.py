@@ -4,11 +4,12 @@ It goes on with whole files after a restart, not with parts of one. Imported onl
 s3transfer's crt module. Must not know which objects make a model.
 """
 
+import glob
 from collections.abc import Sequence
 from typing import Any
 
 import boto3
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import NoCredentialsError
 from s3transfer.crt import (
     BotocoreCRTCredentialsWrapper,
     BotocoreCRTRequestSerializer,
@@ -21,17 +22,31 @@ from container.model_source.progress import Progress
 from container.model_source.s3_parts import PART_BYTES, Wanted
 
 
-class _Counter(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
-    def __init__(self, progress: Progress) -> None:
+class CommonRuntimeFailed(Exception):
+    """It could not do what S3's other clients may: it knows no proxies, for one."""
+
+
+class _Watcher(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
+    def __init__(self, wanted: Wanted, progress: Progress) -> None:
+        self._wanted = wanted
         self._progress = progress
 
     def on_progress(self, future: Any, bytes_transferred: int, **kwargs: Any) -> None:
         """Called by s3transfer from the Common Runtime's threads."""
         self._progress.add(bytes_transferred)
 
+    def on_done(self, future: Any, **kwargs: Any) -> None:
+        """Called when s3transfer has given the file the name it was told, or has thrown it away."""
+        part = self._wanted.part
+        if part.exists() and part.stat().st_size == self._wanted.file.size:
+            part.replace(self._wanted.path)
+
 
 def fetch(client: Any, bucket: str, wanted: Sequence[Wanted], progress: Progress) -> None:
-    """Fetch what is missing. Raises botocore's errors and OSError; whole files stay for the next time."""
+    """Fetch what is missing. Raises botocore's errors and OSError; whole files stay for the next time.
+
+    Raises CommonRuntimeFailed for what is the Common Runtime's own.
+    """
     from awscrt.exceptions import AwsCrtError
 
     session = boto3.Session()
@@ -53,18 +68,16 @@ def fetch(client: Any, bucket: str, wanted: Sequence[Wanted], progress: Progress
         use_ssl=endpoint.startswith("https:"),
     )
     try:
+        # Leaving it waits for what `on_done` does.
         with CRTTransferManager(crt_client, serializer) as manager:
             futures = []
             for one in wanted:
-                for stale in (one.part, one.parts):
-                    stale.unlink(missing_ok=True)
-                # It writes to a temporary name beside this one first; ours makes leftovers of a killed start findable.
-                future = manager.download(bucket, one.key, str(one.part), subscribers=[_Counter(progress)])
-                futures.append((one, future))
-            for one, future in futures:
+                # s3transfer's own name for what is not whole begins with the one it is told.
+                for stale in one.part.parent.glob(glob.escape(one.part.name) + "*"):
+                    stale.unlink()
+                watcher = _Watcher(one, progress)
+                futures.append(manager.download(bucket, one.key, str(one.part), subscribers=[watcher]))
+            for future in futures:
                 future.result()
-                if one.part.stat().st_size != one.file.size:
-                    raise OSError(f"{one.key} came with {one.part.stat().st_size} bytes instead of {one.file.size}")
-                one.part.replace(one.path)
     except AwsCrtError as error:
-        raise EndpointConnectionError(endpoint_url=f"{endpoint} ({error.name})") from error
+        raise CommonRuntimeFailed(error.name) from error

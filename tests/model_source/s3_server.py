@@ -48,7 +48,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self._answer(200, b"", {"x-amz-bucket-region": "us-east-1"})
+        key = unquote(urlsplit(self.path).path).lstrip("/").partition("/")[2]
+        if key:
+            self._answer(200, self.s3.objects[key], {"ETag": self.s3.etag(key)})
+        else:
+            self._answer(200, b"", {"x-amz-bucket-region": "us-east-1"})
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)

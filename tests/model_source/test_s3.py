@@ -12,7 +12,7 @@ from container.model_source import s3_parts
 from container.model_source.s3 import download
 from container.model_source.source import ModelSourceError, S3Model
 from container.model_source.store import Place
-from tests.model_source.conftest import Lines, contents
+from tests.model_source.conftest import Lines, aws_environment, contents
 from tests.model_source.s3_server import S3Server
 
 MODEL = S3Model("bucket", "models/tiny")
@@ -190,3 +190,38 @@ def test_what_is_no_model(s3: S3Server, tmp_path: Path, told: Lines, objects: di
     s3.objects = objects
     with pytest.raises(ModelSourceError, match=words):
         download(S3Model("bucket", "m"), [tmp_path], told.progress)
+
+
+def test_common_runtime(
+    s3: S3Server, tmp_path: Path, told: Lines, model_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same download by the AWS Common Runtime, where it is installed: `make setup` does."""
+    pytest.importorskip("awscrt")
+    monkeypatch.undo()
+    for name, value in aws_environment(s3.url).items():
+        monkeypatch.setenv(name, value)
+    given: list[object] = []
+    monkeypatch.setattr(s3_parts, "fetch", lambda client, bucket, wanted, progress: given.extend(wanted))
+    place = download(MODEL, [tmp_path], told.progress)
+    assert contents(place.directory) == model_files
+    assert given == []
+    assert told.progress.line() == "downloading the model: 3 of 3 MB"
+    s3.refused = (403, "AccessDenied")
+    with pytest.raises(ModelSourceError, match="access denied"):
+        download(S3Model("bucket", "other"), [tmp_path], told.progress)
+
+
+def test_threads_go_on_where_the_common_runtime_fails(
+    s3: S3Server, tmp_path: Path, told: Lines, model_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("awscrt")
+    from container.model_source import s3_crt
+
+    def fail(*args: object) -> None:
+        raise s3_crt.CommonRuntimeFailed("AWS_IO_DNS_QUERY_FAILED")
+
+    monkeypatch.undo()
+    for name, value in aws_environment(s3.url).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3_crt, "fetch", fail)
+    assert contents(download(MODEL, [tmp_path], told.progress).directory) == model_files

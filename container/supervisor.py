@@ -24,9 +24,10 @@ from typing import Any, Protocol
 
 from container.config import ConfigError, ServerConfig, Settings, child_environment, load
 from container.engine_monitor import EngineMonitor
+from container.model_source.source import ModelSourceError, local_model, parse_remote
 from container.processes import configure_logging
 from container.restart_policy import RestartPolicy
-from engine.text import ChatTemplate, Tokenizer
+from container.supervised_download import Download, needed_download
 
 log = logging.getLogger("container.supervisor")
 
@@ -46,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `serve` until it is told to stop; the exit code."""
     try:
         settings = load(sys.argv[1:] if argv is None else argv)
-        settings = dataclasses.replace(
-            settings, engine=dataclasses.replace(settings.engine, model=_local_model(settings.engine.model))
-        )
+        model = settings.engine.model
+        if parse_remote(model, settings.server.revision) is None:
+            settings = settings.with_model(str(local_model(model)))
         _check_address(settings.server)
-    except ConfigError as error:
-        sys.stderr.write(f"serve: {error}\n")
+    except (ConfigError, ModelSourceError) as error:
+        sys.stderr.write(f"serve: {'--model ' if isinstance(error, ModelSourceError) else ''}{error}\n")
         return _EXIT_BAD_SETTINGS
     configure_logging(settings.server.log_level)
     for line in settings.warnings:
@@ -64,21 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Supervisor(settings, run_dir).run()
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
-
-
-def _local_model(source: str) -> str:
-    if "://" in source:
-        raise ConfigError(f"--model {source}: only a local directory can be served so far")
-    path = Path(source)
-    if not path.is_dir():
-        raise ConfigError(f"--model {source}: no such directory")
-    try:
-        # What the workers would find out only when the engine has loaded its weights.
-        ChatTemplate.from_dir(path, Tokenizer.from_dir(path))
-    except ValueError as error:
-        raise ConfigError(f"--model {source} cannot be served: {' '.join(str(error).split())}") from None
-    # Not resolved: the name of a link is the name that its maker wants to see served.
-    return str(path.absolute())
 
 
 def _check_address(server: ServerConfig) -> None:
@@ -116,6 +102,9 @@ class Supervisor:
         self._engine: subprocess.Popen[bytes] | None = None
         self._monitor: EngineMonitor | None = None
         self._restart_at: float | None = None
+        # While this is there, `_engine` is the process that downloads the model: it says its stage on the same socket.
+        self._download = needed_download(settings, run_dir, self._socket_path)
+        self._download_end = time.monotonic() + self._server.start_timeout_s
 
     def run(self) -> int:
         """Until a signal, or until something ends that must not."""
@@ -143,7 +132,8 @@ class Supervisor:
     def _start_web(self) -> "subprocess.Popen[bytes]":
         settings = self._run_dir / "web.json"
         content = {
-            "server": dataclasses.asdict(self._server),
+            # The workers have no use for the secret.
+            "server": dataclasses.asdict(dataclasses.replace(self._server, hf_token=None)),
             "engine_socket": self._socket_path,
             "parent_pid": os.getpid(),
         }
@@ -151,6 +141,11 @@ class Supervisor:
         return self._launch("container.web", "--settings", str(settings))
 
     def _start_engine(self) -> None:
+        """Start the engine, or the download that must come before it."""
+        self._restart_at = None
+        if self._download is not None:
+            self._engine = self._launch("container.model_source", "--settings", self._download.write_settings())
+            return
         config = json.dumps(dataclasses.asdict(self._engine_config))
         Path(self._socket_path).unlink(missing_ok=True)
         arguments = {
@@ -163,7 +158,6 @@ class Supervisor:
         self._engine = self._launch("engine", *(word for pair in arguments.items() for word in pair))
         log.info("started the engine, pid %d", self._engine.pid)
         self._monitor = EngineMonitor(self._socket_path, self._server.stall_limit_s, self._server.start_timeout_s)
-        self._restart_at = None
 
     def _tick(self) -> int | None:
         """Look at both children once. The exit code, if this is the end."""
@@ -176,6 +170,8 @@ class Supervisor:
             if self._restart_at is not None and time.monotonic() >= self._restart_at:
                 self._start_engine()
             return None
+        if self._download is not None:
+            return self._look_at_download(self._engine, self._download)
         if (code := self._engine.poll()) is not None:
             if code == _EXIT_BAD_SETTINGS:
                 log.error("the engine cannot serve with these settings; stopping")
@@ -184,6 +180,29 @@ class Supervisor:
         assert self._monitor is not None
         if (problem := self._monitor.poll()) is not None:
             return self._engine_ended(problem)
+        return None
+
+    def _look_at_download(self, process: "subprocess.Popen[bytes]", download: Download) -> int | None:
+        """The exit code, if this is the end."""
+        code = process.poll()
+        if code is None:
+            if time.monotonic() < self._download_end:
+                return None
+            log.error("the model was not downloaded within %d s (start_timeout_s)", self._server.start_timeout_s)
+            return 1
+        if code == _EXIT_BAD_SETTINGS:
+            log.error("the model cannot be had; stopping")
+            return _EXIT_BAD_SETTINGS
+        if code != 0:
+            return self._engine_ended(f"the download ended with exit code {code}")
+        found = download.result()
+        self._engine_config = dataclasses.replace(
+            self._engine_config,
+            model=found.model_dir,
+            served_model_name=self._engine_config.served_model_name or found.name,
+        )
+        self._download = None
+        self._start_engine()
         return None
 
     def _engine_ended(self, reason: str) -> int | None:

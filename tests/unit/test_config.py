@@ -143,7 +143,7 @@ def test_one_line_for_a_bad_file(model: str, tmp_path: Path, content: str, words
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("model", ["/no/such/dir", "s3://bucket/model", "org/name"])
+@pytest.mark.parametrize("model", ["/no/such/dir", "gs://bucket/model", "name", "s3://No_Bucket/x"])
 def test_serve_refuses_a_model_that_is_not_there(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", model]) == 2
     error = capsys.readouterr().err

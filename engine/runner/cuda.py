@@ -6,7 +6,9 @@ step's kernels do not wait for a copy. Must not know models, sequences or steps.
 
 import contextlib
 import gc
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -115,3 +117,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("ALLOC_FAILED", "out of memory", "can't allocate memory")
     is_named = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
     return is_named or any(word in str(error) for word in words)
+
+
+# The first driver that runs a major version of CUDA (NVIDIA's CUDA release notes, "CUDA driver"), and the newest of
+# SageMaker's AMIs (InferenceAmiVersion in its API) that has one.
+_DRIVERS = {"12": (525, "al2-ami-sagemaker-inference-gpu-3-1"), "13": (580, "al2023-ami-sagemaker-inference-gpu-4-1")}
+
+
+class MissingGpu(NamedTuple):
+    """Why torch finds no GPU, in one line. is_driver_old: the host has one, and meant it to be used."""
+
+    reason: str
+    is_driver_old: bool = False
+
+
+def missing_gpu(
+    driver_file: Path = Path("/proc/driver/nvidia/version"), cuda: str | None = torch.version.cuda
+) -> MissingGpu | None:
+    """What keeps torch from the GPU of a host that has an NVIDIA driver; None where the host has none.
+
+    cuda: the version that torch was built for; None is a build without.
+    """
+    try:
+        found = re.search(r"NVIDIA.*?\s(\d+)\.\d", driver_file.read_text())
+    except OSError:
+        return None
+    driver = found.group(1) if found else "?"
+    if cuda is None:
+        return MissingGpu(f"the host has an NVIDIA driver ({driver}), but this torch was built without CUDA")
+    needed, ami = _DRIVERS.get(cuda.partition(".")[0], (0, ""))
+    if found and int(driver) < needed:
+        return MissingGpu(
+            f"the host's NVIDIA driver {driver} is too old for CUDA {cuda}, which needs {needed}: on SageMaker choose "
+            f"InferenceAmiVersion {ami}, elsewhere update the driver, or use the image with an older CUDA",
+            is_driver_old=True,
+        )
+    return MissingGpu(f"the host has NVIDIA driver {driver}, but no GPU is seen here: containers need `--gpus all`")

@@ -15,7 +15,7 @@ from engine import models
 from engine.api import EngineConfig, InvalidRequest, ModelInfo, SamplingParams
 from engine.layers import ModelConfig
 from engine.loading import GenerationDefaults, open_weights, read_generation_defaults, read_model_config
-from engine.runner.cuda import CudaDevice, is_out_of_memory
+from engine.runner.cuda import CudaDevice, is_out_of_memory, missing_gpu
 from engine.runner.device import Device, HostDevice
 from engine.runner.memory import (
     CacheSize,
@@ -115,12 +115,20 @@ def load_runner(
 
 def open_device(config: EngineConfig) -> Device:
     """The device that the settings name. Raises ValueError where it is not there."""
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ValueError(
-            "device is cuda, but no CUDA GPU is there: check the driver and `--gpus all`, or use device cpu"
-        )
-    return CudaDevice() if has_gpu and config.device != "cpu" else HostDevice()
+    if config.device == "cpu":
+        return HostDevice()
+    if torch.cuda.is_available():
+        return CudaDevice()
+    missing = missing_gpu()
+    if config.device == "cuda":
+        reason = missing.reason if missing else "check the driver and `--gpus all`"
+        raise ValueError(f"device is cuda, but no CUDA GPU is there: {reason}; or use device cpu")
+    if missing and missing.is_driver_old:
+        # Not in silence on the CPU of a GPU machine: that would be healthy, and a hundred times slower.
+        raise ValueError(f"{missing.reason}; `--device cpu` serves without a GPU")
+    if missing:
+        _log.warning("serving on the CPU: %s", missing.reason)
+    return HostDevice()
 
 
 def _check_defaults(defaults: GenerationDefaults, config: ModelConfig) -> None:

@@ -52,13 +52,14 @@ def read_json_fields(request: Request, max_bytes: int, deadline: float) -> RawBo
         codings = {coding.strip().lower() for coding in request.headers.get(header, "").split(",")}
         if not codings <= plain:
             raise UnsupportedMediaType(f"A compressed body is not supported here: send no {header}.")
-    body = _read(request, max_bytes, deadline)
+    body = read_bytes(request, max_bytes, deadline)
     if not body.strip():
         raise InvalidRequest("The request body is empty; it must be a JSON object.")
     return split(body)
 
 
-def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
+def read_bytes(request: Request, max_bytes: int, deadline: float) -> bytes:
+    """The whole body, whatever it is declared as. Raises BodyTooLarge, RequestAborted, or as above."""
     declared = request.content_length
     if declared is not None and declared > max_bytes:
         raise _too_large(max_bytes)

@@ -13,6 +13,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, NotFound
 
 from container.config import ServerConfig
+from container.custom_code.worker import CustomCode, with_custom_code
 from container.disconnect import hang_up
 from container.engine_client import Engine
 from container.responses import error_body, error_response, json_response, log_error
@@ -28,8 +29,8 @@ _REQUEST_ID_CHARS = re.compile(r"[^A-Za-z0-9._:/+=@-]")
 _MAX_REQUEST_ID_CHARS = 128
 
 
-def create_app(engine: Engine, config: ServerConfig) -> Flask:
-    """The application over one engine."""
+def create_app(engine: Engine, config: ServerConfig, code: CustomCode | None = None) -> Flask:
+    """The application over one engine; with `code`, what the model's artifact brings."""
     app = Flask("galley", static_folder=None)
     # A doubled slash is an unknown path like any other, not a redirect that a POST would lose its body on.
     app.url_map.merge_slashes = False
@@ -44,8 +45,9 @@ def create_app(engine: Engine, config: ServerConfig) -> Flask:
     app.after_request(_add_request_id)
     app.register_error_handler(Exception, _handle_error)
 
-    app.add_url_rule("/ping", "ping", lambda: sagemaker.ping(serving), methods=["GET", "POST"])
-    app.add_url_rule("/invocations", "invocations", lambda: sagemaker.invocations(serving), methods=["POST"])
+    ping, invocations = with_custom_code(code, lambda: sagemaker.ping(serving), lambda: sagemaker.invocations(serving))
+    app.add_url_rule("/ping", "ping", ping, methods=["GET", "POST"])
+    app.add_url_rule("/invocations", "invocations", invocations, methods=["POST"])
     app.add_url_rule(
         "/execution-parameters", "parameters", lambda: sagemaker.execution_parameters(config), methods=["GET"]
     )

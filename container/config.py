@@ -63,6 +63,19 @@ _MOST = {
     "restart_window_s": 365 * _DAY_S,
 }
 BatchStrategy = Literal["MULTI_RECORD", "SINGLE_RECORD"]
+_CUSTOM_CODE_NAMES = (
+    "CUSTOM_FASTAPI_INVOCATION_HANDLER",
+    "CUSTOM_FASTAPI_MIDDLEWARE_PRE_POST_PROCESS",
+    "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE",
+    "CUSTOM_FASTAPI_PING_HANDLER",
+    "CUSTOM_POST_PROCESS",
+    "CUSTOM_PRE_PROCESS",
+    "CUSTOM_SCRIPT_FILENAME",
+    "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT",
+    "SAGEMAKER_MODEL_PATH",
+    "SAGEMAKER_PROGRAM",
+    "SAGEMAKER_SUBMIT_DIRECTORY",
+)
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -139,10 +152,15 @@ class Settings:
     server: ServerConfig
     engine: EngineConfig
     warnings: tuple[str, ...] = ()
+    # Where custom code may lie: what `model` named, in which the model may be a directory. None until it is here.
+    artifact_dir: str | None = None
+    is_num_workers_given: bool = False
+    # What the contracts for custom code (docs/custom-code.md) name in the environment.
+    custom_code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def with_model(self, model: str) -> "Settings":
-        """The same with another model."""
-        return dataclasses.replace(self, engine=dataclasses.replace(self.engine, model=model))
+    def with_model(self, model: str, artifact: str) -> "Settings":
+        """The same with a model that has been found."""
+        return dataclasses.replace(self, engine=dataclasses.replace(self.engine, model=model), artifact_dir=artifact)
 
 
 def all_settings() -> dict[str, Setting]:
@@ -184,7 +202,13 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     engine = _build(EngineConfig, settings, merged)
     if not engine.model:
         engine = dataclasses.replace(engine, model=_default_model())
-    return Settings(_build(ServerConfig, settings, merged), engine, warnings)
+    return Settings(
+        server=_build(ServerConfig, settings, merged),
+        engine=engine,
+        warnings=warnings,
+        is_num_workers_given="num_workers" in merged,
+        custom_code={name: environ[name] for name in _CUSTOM_CODE_NAMES if environ.get(name)},
+    )
 
 
 def child_environment() -> dict[str, str]:

@@ -59,10 +59,11 @@ def read_body(request: Request, types: re.Pattern[str], max_bytes: int, deadline
         codings = {coding.strip().lower() for coding in request.headers.get(header, "").split(",")}
         if not codings <= plain:
             raise UnsupportedMediaType(f"A compressed body is not supported here: send no {header}.")
-    return _read(request, max_bytes, deadline)
+    return read_bytes(request, max_bytes, deadline)
 
 
-def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
+def read_bytes(request: Request, max_bytes: int, deadline: float) -> bytes:
+    """The whole body, whatever it is declared as. Raises BodyTooLarge, RequestAborted, or as above."""
     declared = request.content_length
     if declared is not None and declared > max_bytes:
         raise _too_large(max_bytes)

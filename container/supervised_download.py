@@ -29,8 +29,12 @@ class DownloadSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Downloaded:
-    """What the process leaves behind. name: what the model is called where the operator says nothing."""
+    """What the process leaves behind. name: what the model is called where the operator says nothing.
 
+    artifact_dir: all that was downloaded; model_dir is it or a directory in it.
+    """
+
+    artifact_dir: str
     model_dir: str
     name: str
 

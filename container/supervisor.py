@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from container.code_in_artifact import CodeInArtifact
 from container.config import ConfigError, ServerConfig, Settings, child_environment, load
 from container.engine_monitor import EngineMonitor
 from container.model_source.source import ModelSourceError, local_model, parse_remote
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load(sys.argv[1:] if argv is None else argv)
         model = settings.engine.model
         if parse_remote(model, settings.server.revision) is None:
-            settings = settings.with_model(str(local_model(model)))
+            settings = settings.with_model(str(local_model(model)), str(Path(model).expanduser().absolute()))
         _check_address(settings.server)
     except (ConfigError, ModelSourceError) as error:
         sys.stderr.write(f"serve: {'--model ' if isinstance(error, ModelSourceError) else ''}{error}\n")
@@ -94,6 +95,7 @@ class Supervisor:
         self._launch = launch or _launch
         self._server = settings.server
         self._engine_config = settings.engine
+        self._artifact_dir = settings.artifact_dir
         self._run_dir = run_dir
         self._socket_path = str(run_dir / "engine.sock")
         self._policy = RestartPolicy(self._server.max_engine_restarts, self._server.restart_window_s)
@@ -104,6 +106,7 @@ class Supervisor:
         self._restart_at: float | None = None
         # While this is there, `_engine` is the process that downloads the model: it says its stage on the same socket.
         self._download = needed_download(settings, run_dir, self._socket_path)
+        self._code = CodeInArtifact(settings, run_dir)
         self._download_end = time.monotonic() + self._server.start_timeout_s
 
     def run(self) -> int:
@@ -113,6 +116,7 @@ class Supervisor:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         try:
+            self._code.found(self._artifact_dir)
             self._web = self._start_web()
             self._start_engine()
             while not self._num_signals:
@@ -133,7 +137,10 @@ class Supervisor:
         settings = self._run_dir / "web.json"
         content = {
             # The workers have no use for the secret.
-            "server": dataclasses.asdict(dataclasses.replace(self._server, hf_token=None)),
+            "server": dataclasses.asdict(
+                dataclasses.replace(self._server, hf_token=None, num_workers=self._code.num_workers)
+            ),
+            "custom_code": dataclasses.asdict(self._code.settings),
             "engine_socket": self._socket_path,
             "parent_pid": os.getpid(),
         }
@@ -202,6 +209,11 @@ class Supervisor:
             served_model_name=self._engine_config.served_model_name or found.name,
         )
         self._download = None
+        num_before = self._code.num_workers
+        self._code.found(found.artifact_dir)
+        for _ in range(num_before - self._code.num_workers):
+            assert self._web is not None
+            self._web.send_signal(signal.SIGTTOU)  # gunicorn's word for one worker less
         self._start_engine()
         return None
 

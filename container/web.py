@@ -17,6 +17,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
 from container.config import ServerConfig
+from container.custom_code.scripts import CustomCodeSettings
 from container.processes import LOG_FORMAT, configure_logging, die_with_parent
 
 # gevent workers beat on their own: a silent one hangs in code that never yields.
@@ -35,6 +36,7 @@ class WebSettings:
 
     server: ServerConfig
     engine_socket: str
+    custom_code: CustomCodeSettings | None = None
     parent_pid: int | None = None
 
 
@@ -55,16 +57,21 @@ class WebApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no 
     def load(self) -> Any:
         """Called by gunicorn in each worker after the fork."""
         from container.app import create_app
+        from container.custom_code.worker import CustomCode
         from container.engine_client import EngineClient
 
-        client = EngineClient(
-            self._settings.engine_socket,
-            self._settings.server.stall_limit_s,
+        def give_up() -> None:
             # With this exit code gunicorn ends instead of starting the next worker, which could do no better.
-            on_unusable_model=lambda: os._exit(Arbiter.APP_LOAD_ERROR),
-        )
+            os._exit(Arbiter.APP_LOAD_ERROR)
+
+        server = self._settings.server
+        client = EngineClient(self._settings.engine_socket, server.stall_limit_s, on_unusable_model=give_up)
         client.start()
-        return create_app(client, self._settings.server)
+        code = None
+        if self._settings.custom_code is not None:
+            code = CustomCode(self._settings.custom_code, client, server, on_broken=give_up)
+            code.start()
+        return create_app(client, server, code)
 
 
 def gunicorn_settings(server: ServerConfig) -> dict[str, Any]:

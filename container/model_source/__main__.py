@@ -48,7 +48,7 @@ def main() -> int:
     except ModelSourceError as error:
         log.error("%s", error)
         return _EXIT_CANNOT
-    result = Downloaded(str(model_dir), served_name)
+    result = Downloaded(str(place.directory), str(model_dir), served_name)
     fresh = Path(settings.result_path).with_suffix(".new")
     fresh.write_bytes(msgspec.json.encode(result))
     fresh.replace(settings.result_path)

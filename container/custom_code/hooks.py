@@ -5,6 +5,7 @@ keeps them; the request they are handed is Flask's. Knows only functions. Must n
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -59,7 +60,8 @@ def find_hooks(script: ModuleType | None, environment: Mapping[str, str], direct
             found[hook] = resolve(spec, variable, script, directory)
             continue
         own = vars(script) if script is not None else {}
-        marked = [value for value in own.values() if getattr(value, _MARK, None) == hook]
+        # Functions only: to look at a proxy, such as flask's request, is to look for what it stands for.
+        marked = [value for value in own.values() if inspect.isfunction(value) and vars(value).get(_MARK) == hook]
         if len(marked) > 1:
             raise CustomCodeError(f"several functions are decorated as the {hook} hook")
         if marked or callable(own.get(name)):

@@ -29,13 +29,16 @@ def free_port() -> int:
 class WebProcess:
     """`port` is where it listens."""
 
-    def __init__(self, directory: Path, engine_socket: Path, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, engine_socket: Path, custom_code: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         server = ServerConfig(host="127.0.0.1", port=self.port, **{"num_workers": 1, **settings})
         content = {
             "server": dataclasses.asdict(server),
             "engine_socket": str(engine_socket),
+            "custom_code": custom_code,
             "parent_pid": os.getpid(),
         }
         file = directory / "web.json"

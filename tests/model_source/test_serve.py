@@ -118,6 +118,30 @@ def test_what_cannot_be_had_ends_the_start_with_one_line(tmp_path: Path, started
     assert "Traceback" not in log
 
 
+def wait_ready(serve: Serve) -> None:
+    end = time.monotonic() + 120
+    while serve.ping()[0] != 200:
+        assert time.monotonic() < end and serve.process.poll() is None, serve.log.read_text()
+        time.sleep(0.1)
+
+
+def test_code_that_comes_from_s3_with_the_model_runs_in_one_worker(
+    s3: S3Server, tmp_path: Path, started: list[Serve]
+) -> None:
+    """Two workers are running when the download ends; the script's is the only one that stays."""
+    script = b"def transform_fn(model, body, content_type, accept): return model.generate('1, 2,', max_tokens=2).text"
+    s3.objects = {f"m/tiny/{path.name}": path.read_bytes() for path in TINY.iterdir() if path.is_file()}
+    s3.objects["m/code/inference.py"] = script
+    serve = Serve(tmp_path, "--model", "s3://bucket/m", **aws_environment(s3.url))
+    started.append(serve)
+    wait_ready(serve)
+    request = urllib.request.Request(f"{serve.url}/invocations", b"x", {"Accept": "text/plain"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert (response.status, response.headers["Content-Type"]) == (200, "text/plain")
+    (web,) = (p for p in psutil.Process(serve.process.pid).children() if "container.web" in p.cmdline())
+    assert len(web.children()) == 1
+
+
 def test_a_model_from_the_hub_is_served_under_its_name(hub: HubServer, tmp_path: Path, started: list[Serve]) -> None:
     hub.files = {path.name: path.read_bytes() for path in TINY.iterdir() if path.is_file()}
     hub.token = "hf_secret"
@@ -125,10 +149,7 @@ def test_a_model_from_the_hub_is_served_under_its_name(hub: HubServer, tmp_path:
         tmp_path, "--model", REPO, HF_ENDPOINT=hub.url, SM_GALLEY_HF_TOKEN="hf_secret", HF_HOME=str(tmp_path / "hf")
     )
     started.append(serve)
-    end = time.monotonic() + 120
-    while serve.ping()[0] != 200:
-        assert time.monotonic() < end and serve.process.poll() is None, serve.log.read_text()
-        time.sleep(0.1)
+    wait_ready(serve)
     with urllib.request.urlopen(f"{serve.url}/v1/models", timeout=5) as response:
         assert json.load(response)["data"][0]["id"] == REPO
     assert "hf_secret" not in serve.log.read_text()

@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from container.config import ServerConfig
+from container.code_in_artifact import CodeInArtifact
+from container.config import ServerConfig, Settings
+from engine.api import EngineConfig
 from tests.http.web_process import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -217,3 +219,18 @@ def test_nothing_survives_a_killed_supervisor(tmp_path: Path) -> None:
         assert psutil.wait_procs(family, timeout=10)[1] == []
     finally:
         parent.kill()
+
+
+def test_a_script_means_one_worker_unless_told_otherwise(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (tmp_path / "artifact/code").mkdir(parents=True)
+    (tmp_path / "artifact/code/inference.py").touch()
+    settings = Settings(ServerConfig(num_workers=3), EngineConfig(model="x"))
+    for artifact, given, expected in (("artifact", False, 1), ("artifact", True, 3), ("other", False, 3)):
+        code = CodeInArtifact(dataclasses.replace(settings, is_num_workers_given=given), run_dir)
+        code.found(None)
+        assert code.num_workers == 3
+        code.found(str(tmp_path / artifact))
+        assert code.num_workers == expected
+        assert Path(code.settings.artifact_file).read_text() == str(tmp_path / artifact)

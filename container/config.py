@@ -348,10 +348,15 @@ def _from_documents(
         for key, value in (content or {}).items():
             if is_foreign(str(key)):
                 if value is not None:
-                    foreign[str(key)] = value if isinstance(value, str) else json.dumps(value, default=str)
+                    foreign[str(key)] = _as_variable(value)
             else:
                 _take(layer, settings, str(key), value, place)
     return layer, foreign
+
+
+def _as_variable(value: Any) -> str:
+    """A document's value as the environment would hold it. YAML knows dates; JSON does not."""
+    return json.dumps(value, default=str) if isinstance(value, dict | list | bool) else str(value)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

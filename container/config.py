@@ -342,16 +342,29 @@ def _from_documents(
         try:
             content = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"cannot read {title}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"cannot read {title}: {_yaml_problem(error)}") from None
         if content is not None and not isinstance(content, dict):
             raise ConfigError(f"{title} must be a mapping of settings to values")
         for key, value in (content or {}).items():
             if is_foreign(str(key)):
                 if value is not None:
-                    foreign[str(key)] = value if isinstance(value, str) else json.dumps(value)
+                    foreign[str(key)] = _as_variable(value)
             else:
                 _take(layer, settings, str(key), value, place)
     return layer, foreign
+
+
+def _as_variable(value: Any) -> str:
+    """A document's value as the environment would hold it. YAML knows dates; JSON does not."""
+    return json.dumps(value, default=str) if isinstance(value, dict | list | bool) else str(value)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where. PyYAML's own message quotes the text, in which a token may stand."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return "it is not YAML"
 
 
 def _text_of(path: str) -> str:

@@ -165,8 +165,10 @@ def _prefixed(environ: Mapping[str, str], prefix: str) -> Iterator[_Word]:
 
 def _apply(found: Foreign, rules: Rules, word: _Word, booleans: Mapping[str, bool]) -> None:
     rule = find(rules, word.key)
-    if rule is None and word.key.startswith("no_") and word.kind == "bare":
+    if rule is None and word.key.startswith("no_") and word.kind != "value":
         rule = find(rules, word.key[3:])
+        if rule is not None and word.kind == "omitted":
+            return
         word = dataclasses.replace(word, text="false", kind="value")
     if rule is None:
         known = [name for name in rules if not name.endswith("*")]
@@ -175,7 +177,7 @@ def _apply(found: Foreign, rules: Rules, word: _Word, booleans: Mapping[str, boo
         found.warnings.append(f"{word.origin} is not known and has no effect{hint}")
     elif rule.effect == "setting":
         _apply_setting(found, rule, word, booleans)
-    elif rule.effect != "accepted" and word.text.strip().lower() not in rule.neutral:
+    elif rule.effect != "accepted" and "".join(word.text.lower().split()) not in rule.neutral:
         if rule.effect == "none":
             found.warnings.append(f"{word.origin} has no effect: {rule.why}")
         else:
@@ -186,7 +188,13 @@ def _like(word: _Word, name: str) -> str:
     """`name` as the giver would write it."""
     if " in " in word.origin:
         return ("option." if word.origin.startswith("option.") else "") + name
-    return word.origin[: len(word.origin) - len(word.key)] + name.upper()
+    if word.key == word.origin:
+        return name
+    return next(prefix for prefix in _PREFIXES if word.origin.startswith(prefix)) + name.upper()
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _apply_setting(found: Foreign, rule: Rule, word: _Word, booleans: Mapping[str, bool]) -> None:
@@ -204,9 +212,9 @@ def _apply_setting(found: Foreign, rule: Rule, word: _Word, booleans: Mapping[st
         if rule.convert is not None:
             text = rule.convert(word.text)
     except NotUsedError as reason:
-        found.warnings.append(f"{word.origin}={word.text} has no effect: {reason}")
+        found.warnings.append(f"{word.origin}={_on_one_line(word.text)} has no effect: {reason}")
     except RefusedError as reason:
-        found.refusals.append(f"{word.origin}={word.text} cannot be served: {reason}")
+        found.refusals.append(f"{word.origin}={_on_one_line(word.text)} cannot be served: {reason}")
     except ValueError as error:
         found.refusals.append(f"{word.origin} {error}")
     else:

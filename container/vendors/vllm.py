@@ -90,6 +90,8 @@ ENGINE = table(
     no_effect("what a request may ask for is on the API page", "max_logprobs", "20"),
     no_effect("a request's own seed is what makes it repeatable", "seed"),
     no_effect("prompts are always computed in chunks", "enable_chunked_prefill", "true"),
+    # Where chunks are on, it is its negation that asks for something.
+    no_effect("prompts are always computed in chunks", "no_enable_chunked_prefill"),
     no_effect(
         "chunks are cut by the step's token budget",
         "max_num_partial_prefills max_long_partial_prefills long_prefill_token_threshold "

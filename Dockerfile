@@ -6,7 +6,6 @@
 #   TORCH        what pip installs as torch; PyPI's wheels are for CUDA 13 (drivers from 580 on)
 #   TORCH_INDEX  where from instead of PyPI: https://download.pytorch.org/whl/cpu is the CPU variant, .../whl/cu126 is for
 #                hosts whose driver is older
-#   KERNELS      architectures (as in "90" or "80 90") whose kernels are compiled into the image for the shapes in image/shapes
 
 ARG BASE=python:3.12-slim-bookworm
 FROM ${BASE} AS build

@@ -51,6 +51,11 @@ class Aws:
         self._clients: dict[str, Any] = {}
 
     @property
+    def endpoint_url(self) -> str | None:
+        """The address of the SageMaker Runtime that was named; None for the platform's."""
+        return self._access.endpoint_url
+
+    @property
     def region(self) -> str:
         """The region of the calls; "" where none is known."""
         return str(self.client("sagemaker").meta.region_name)

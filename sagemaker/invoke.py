@@ -94,7 +94,9 @@ def invoke(tool: Tool, request: Request, write: Callable[[str], None], *, raw: b
             tool.say(f"{words}: {value}")
     if session := answer.get("NewSessionId"):
         session_id = session.partition(";")[0]
-        tool.say(f"next: {COMMAND} invoke {request.endpoint} 'And then?' --session-id {session_id}")
+        # Without the address the next turn would go to another endpoint than the one that holds the session.
+        url = f" --endpoint-url {tool.aws.endpoint_url}" if tool.aws.endpoint_url else ""
+        tool.say(f"next: {COMMAND} invoke {request.endpoint} 'And then?' --session-id {session_id}{url}")
 
 
 def invoke_stream(tool: Tool, request: Request, write: Callable[[str], None], *, raw: bool) -> None:

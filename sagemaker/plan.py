@@ -32,6 +32,7 @@ MAX_VARIABLES = 100
 MAX_VARIABLE_BYTES = 1024
 MAX_VARIABLES_BYTES = 32 * 1024
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/\S+")
+_LOCAL_PATHS = ("/", "./", "../", "~")
 _IMAGE = re.compile(r"\S{1,255}")
 
 
@@ -130,6 +131,11 @@ def checked(plan: Deployment) -> Deployment:
         raise ToolError(f"role {plan.role_arn!r} is not arn:aws:iam::ACCOUNT:role/NAME: give the execution role's ARN")
     if plan.model is not None and not plan.from_hub:
         checked_s3_uri(plan.model, "model")
+    if plan.from_hub and plan.model and plan.model.startswith(_LOCAL_PATHS):
+        raise ToolError(
+            f"model {plan.model!r} is a path: upload a directory of this machine to S3; for one that the image holds "
+            "leave --model, and give --env SM_GALLEY_MODEL=PATH"
+        )
     for complaint in _complaints(plan):
         raise ToolError(complaint)
     if plan.asynchronous is not None:

@@ -44,9 +44,7 @@ def ping(serving: Serving) -> Response:
     """200 when requests can be served, else 503 with the stage; from what the engine last said, without asking it."""
     health = serving.engine.health()
     if health.is_ready:
-        healthy = Response(status=200)
-        del healthy.headers["Content-Type"]
-        return healthy
+        return _empty(200)
     response = json_response({"status": health.state, "stage": health.stage}, 503)
     response.headers["Retry-After"] = _RETRY_AFTER_S
     return response
@@ -59,7 +57,7 @@ def invocations(serving: Serving) -> Response:
     serving = serving.for_request().with_call(stream_format=stream_format)
     body = serving.raw_body(JSON_OR_LINES_BODY)
     if not body or body.isspace():
-        return Response(status=204)
+        return _empty(204)
     is_batch = serving.config.batch_transform
     if is_json_lines(request) or (is_batch and records.is_lines(body)):
         return _answer_records(serving, headers, body)
@@ -95,6 +93,13 @@ def echo_headers(response: Response) -> Response:
     ):
         if value:
             response.headers.setdefault(name, value)
+    return response
+
+
+def _empty(status: int) -> Response:
+    """A response without a body, and so without the type that Flask would name."""
+    response = Response(status=status)
+    del response.headers["Content-Type"]
     return response
 
 

@@ -111,6 +111,7 @@ def test_type_length_and_emptiness_of_a_body(http: FlaskClient, engine: Scripted
     for body in (b"", b" \n"):
         response = http.post("/invocations", data=body, content_type="application/json")
         assert (response.status_code, response.data) == (204, b"")
+        assert "Content-Type" not in response.headers
     assert http.post("/invocations", data=b"", content_type="application/jsonlines").status_code == 204
     response = http.post("/invocations", data=b"a,b", content_type="text/csv")
     assert (response.status_code, response.get_json()["error"]["code"]) == (415, "unsupported_media_type")

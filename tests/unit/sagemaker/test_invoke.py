@@ -115,13 +115,13 @@ def test_a_raw_body_and_the_headers(command: Any) -> None:
     }
 
 
-def test_a_session_says_how_to_go_on(command: Any) -> None:
+def test_a_session_says_how_to_go_on(command: Any, endpoint: LocalEndpoint) -> None:
     opened = "session Session-Id: a-1; Expires=2030-01-01T00:00:00Z"
     status, _, err = command("--raw", opened, "--session-id", "NEW_SESSION")
     assert status == 0
     assert err.splitlines() == [
         "session: a-1; Expires=2030-01-01T00:00:00Z",
-        "next: python -m sagemaker invoke mine 'And then?' --session-id a-1",
+        f"next: python -m sagemaker invoke mine 'And then?' --session-id a-1 --endpoint-url {endpoint.url}",
     ]
     assert "closed session: a-1" in command("--raw", "session Closed-Session-Id: a-1")[2]
 

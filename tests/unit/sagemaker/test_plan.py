@@ -230,6 +230,8 @@ SERVERLESS = Serverless()
         ({"scaling": Scaling(min_capacity=3, max_capacity=2)}, "raise it"),
         ({"scaling": Scaling(min_capacity=1, max_capacity=2, target_concurrency=0.0)}, "positive"),
         ({"instances": 0}, "at least one instance"),
+        ({"model": "/home/me/model"}, "is a path: upload"),
+        ({"model": "./model"}, "is a path: upload"),
         ({"model": "x/y-70B"}, "140 GB leave no room"),
         ({"environment": {"A": "x" * 1025}}, "1024 bytes each"),
         ({"environment": {f"A{i}": "" for i in range(101)}}, "100 variables"),

@@ -193,8 +193,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     command_line, config_path = _from_command_line(argv, settings)
     ours = _from_environment(environ, settings)
     document, foreign_names = _from_documents(config_path or environ.get(_DOCUMENT_NAMES[0]), environ, settings)
-    model = (command_line | ours)["model"].value if "model" in command_line or "model" in ours else ""
-    foreign, warnings = _from_other_images({**foreign_names, **environ}, model, settings)
+    named = (document | ours | command_line).get("model")
+    foreign, warnings = _from_other_images({**foreign_names, **environ}, named.value if named else "", settings)
     layers = [command_line, _from_platform(environ, settings), ours, foreign, document]
     merged: Layer = {}
     for layer in reversed(layers):
@@ -307,7 +307,7 @@ def _from_environment(environ: Mapping[str, str], settings: dict[str, Setting]) 
 def _from_other_images(
     environ: Mapping[str, str], model: str, settings: dict[str, Setting]
 ) -> tuple[Layer, tuple[str, ...]]:
-    """What SM_VLLM_* and their like say, and lines for the log. `model` is where ours says it is, or empty."""
+    """What SM_VLLM_* and their like say, and lines for the log. `model` is where our own words say it is, or empty."""
     booleans = {one.name: one.default is True for one in settings.values() if one.hint in (bool, bool | None)}
     model_dir = Path(model) if model and Path(model).is_dir() else SAGEMAKER_MODEL_DIR
     try:

@@ -287,6 +287,9 @@ class EngineClient:
             try:
                 for payload in self._connection.payloads():
                     self._receive(payload)
+            except ConnectionError:
+                # Its process has ended; the supervisor knows how, and says so.
+                log.info("the engine has hung up")
             except _CONNECTION_ERRORS as error:
                 log.error("the connection to the engine broke: %s", error)
             finally:

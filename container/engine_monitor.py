@@ -88,6 +88,8 @@ class EngineMonitor:
                         self._note(message)
         except BlockingIOError:
             return
+        except ConnectionError:
+            pass  # its process has ended, as our caller will see
         except (OSError, FrameError, msgspec.MsgspecError) as error:
             log.warning("the connection to the engine broke: %s", error)
         self.close()

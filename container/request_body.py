@@ -54,7 +54,8 @@ def read_body(request: Request, types: re.Pattern[str], max_bytes: int, deadline
     """
     content_type = request.headers.get("Content-Type", "").strip()
     if content_type and not types.fullmatch(content_type):
-        raise UnsupportedMediaType("The body must be JSON in UTF-8: send Content-Type: application/json.")
+        lines = "" if types is JSON_BODY else ", or application/jsonlines for a batch of records"
+        raise UnsupportedMediaType(f"The body must be JSON in UTF-8: send Content-Type: application/json{lines}.")
     for header, plain in _PLAIN_CODINGS.items():
         codings = {coding.strip().lower() for coding in request.headers.get(header, "").split(",")}
         if not codings <= plain:

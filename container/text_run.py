@@ -84,6 +84,10 @@ class TextRun:
                 raise GenerationFailed("The server stopped the generation before its end.")
             yield choice, delta
 
+    def cancel(self) -> None:
+        """The client has left: whoever iterates gets RequestAborted. After `start`."""
+        self._generation.cancel()
+
     def close(self) -> None:
         """Stop watching and generating, whatever has been reached. May be called twice."""
         self._watch.stop()

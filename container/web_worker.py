@@ -11,9 +11,12 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
 from typing import Any
 
 import gevent
+import gevent.subprocess
+from gevent import monkey
 from gunicorn.workers.ggevent import GeventWorker
 
 _ERROR_SEND_S = 5.0
@@ -41,6 +44,16 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no typ
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[Any] = set()
+
+    def patch(self) -> None:
+        """Make the standard library cooperative, but for `subprocess`.
+
+        gevent's waits for children in the main thread only; ours are started in native threads, by custom code and for
+        its requirements.
+        """
+        super().patch()
+        for name in gevent.subprocess.__implements__:
+            setattr(subprocess, name, monkey.get_original("subprocess", name))
 
     def init_process(self) -> None:
         """Start up. Until our own handlers stand, a signal would go to the master's, which we inherited: lost."""

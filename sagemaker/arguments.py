@@ -4,6 +4,7 @@ Knows argparse and each setting's default and reason. What a command does with t
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -211,7 +212,7 @@ def _policy(found: "_Commands") -> None:
     command.set_defaults(run=run.policy)
     command.add_argument("kind", choices=KINDS, help="trust, execution: of the role; deployer, caller: of people")
     command.add_argument("--region", default="*")
-    command.add_argument("--account", default="*", help="12 digits")
+    command.add_argument("--account", default="*", type=_account, help="12 digits")
     command.add_argument("--partition", default="aws")
     command.add_argument("--name", default="*", help="of endpoints; may be a pattern such as 'team-*'")
     command.add_argument("--repository", default="*", help="of the image in ECR")
@@ -227,6 +228,12 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     return name, value
+
+
+def _account(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"[0-9]{12}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 12 digits")
+    return text
 
 
 def _since(text: str) -> float:

@@ -61,7 +61,10 @@ def derived_name(text: str) -> str:
 def checked_s3_uri(uri: str, what: str) -> str:
     """The URI, if it has the form s3://BUCKET/KEY. Raises ToolError otherwise."""
     if not _S3.fullmatch(uri):
-        raise ToolError(f"{what} {uri!r} is not of the form s3://BUCKET/PREFIX: give the address of objects in S3")
+        raise ToolError(
+            f"{what} {uri!r} is not of the form s3://BUCKET/PREFIX, the bucket's name 3 to 63 small letters, digits, "
+            "dots and hyphens: give the address of objects in S3"
+        )
     return uri
 
 

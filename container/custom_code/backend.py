@@ -16,7 +16,7 @@ from container.custom_code.handle import Piece, Prompt
 from container.engine_client import Engine, RequestOptions
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
-from engine.api import GenerationFailed, InvalidRequest, SamplingParams, ServingError
+from engine.api import GenerationFailed, InvalidRequest, RequestAborted, SamplingParams, ServingError
 from engine.text import bad_words_ids
 
 
@@ -35,14 +35,42 @@ class EngineBackend:
         job = _job(model, prompt, parameters)
         deadline = g.deadline if has_request_context() else time.monotonic() + self._timeout_s
         queue = native_queue()
-        pump = self._bridge.in_hub(lambda: _Pump(self._engine, model, job, deadline, queue))
+        generations = (g.get("generations") if has_request_context() else None) or Generations()
+
+        def start() -> _Pump:
+            generations.check()
+            pump = _Pump(self._engine, model, job, deadline, queue)
+            generations.running.add(pump)
+            return pump
+
+        pump = self._bridge.in_hub(start)
         try:
             while not isinstance(item := queue.get(), _End):
                 yield item
             if item.error is not None:
                 raise item.error
         finally:
+            generations.running.discard(pump)
             self._bridge.in_hub(pump.close)
+
+
+class Generations:
+    """Those of one request's script. Used in the worker's loop, but for the removal of what has ended."""
+
+    def __init__(self) -> None:
+        self.running: set[_Pump] = set()
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """The client has left: the script gets RequestAborted where it generates, now or later."""
+        self._is_cancelled = True
+        for pump in list(self.running):
+            pump.cancel()
+
+    def check(self) -> None:
+        """Raises RequestAborted when the client has left."""
+        if self._is_cancelled:
+            raise RequestAborted("The client has left.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +87,10 @@ class _Pump:
         # Without the client's socket: a script may run several generations of one request, and only one may watch it.
         self._run.start(deadline, None)
         self._greenlet = gevent.spawn(self._move)
+
+    def cancel(self) -> None:
+        """Stop: whoever waits gets RequestAborted."""
+        self._run.cancel()
 
     def close(self) -> None:
         """Stop what still runs."""

@@ -70,22 +70,26 @@ class Bridge:
 
 
 class ThreadIterator:
-    """See Bridge.iterate_in_thread: the body of a response that custom code streams."""
+    """See Bridge.iterate_in_thread: the body of a response that custom code streams.
+
+    Its request is still the one in whose context this was made, though Flask has left that by then.
+    """
 
     def __init__(self, bridge: Bridge, iterator: Iterator[Any]) -> None:
         self._bridge = bridge
         self._iterator = iterator
+        self._context = contextvars.copy_context()
 
     def __iter__(self) -> Iterator[Any]:
         end = object()
-        while (item := self._bridge.in_thread(lambda: next(self._iterator, end))) is not end:
+        while (item := self._bridge.in_thread(lambda: self._context.run(next, self._iterator, end))) is not end:
             yield item
 
     def close(self) -> None:
         """Called by the WSGI server at the end of the response, whether all of it was sent or not."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            self._bridge.in_thread(close)
+            self._bridge.in_thread(lambda: self._context.run(close))
 
 
 def native_queue() -> Any:

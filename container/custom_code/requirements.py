@@ -15,13 +15,12 @@ from container.custom_code.scripts import CustomCodeError
 log = logging.getLogger(__name__)
 
 _NUM_SHOWN_LINES = 5
-_LOCK_POLL_S = 0.2
 
 
 def install(files: Sequence[Path], lock: Path) -> None:
     """Install all of them; several workers do so one after the other, and the later ones find nothing to do.
 
-    Call it in a greenlet of the worker's own loop: gevent waits for children there only.
+    Call it in a native thread: it takes as long as pip does, or another worker's pip.
     Raises CustomCodeError with pip's last lines when it fails.
     """
     with lock.open("w") as file:
@@ -41,11 +40,3 @@ def install(files: Sequence[Path], lock: Path) -> None:
             if done.returncode != 0:
                 lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
                 raise CustomCodeError(f"cannot install {path}: {' | '.join(lines[-_NUM_SHOWN_LINES:])}")
-
-
-def _is_ours(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -18,13 +18,14 @@ import gevent
 from flask import Request, Response, current_app, g, request
 
 from container.config import ServerConfig
-from container.custom_code.backend import EngineBackend
+from container.custom_code.backend import EngineBackend, Generations
 from container.custom_code.bridge import Bridge
 from container.custom_code.handle import engine as engine_handle
 from container.custom_code.hooks import HOOK_VARIABLES, Hooks, find_hooks
 from container.custom_code.requirements import install
 from container.custom_code.scripts import CustomCodeError, CustomCodeSettings, Scripts, find_scripts, import_script
 from container.custom_code.toolkit import ToolkitScript, num_positional
+from container.disconnect import DisconnectWatch
 from container.engine_client import Engine
 from container.request_body import read_bytes
 from container.responses import json_response
@@ -82,12 +83,27 @@ class CustomCode:
             return default()
         here = _this_request()
         _put_body(here, read_bytes(here, self._config.max_body_mb * 2**20, g.deadline))
-        call = _Call(self._bridge, self._hooks, self._toolkit, default)
-        response = self._bridge.in_thread(lambda: call.throttled(here))
+        g.generations = Generations()
+        watch = DisconnectWatch(here.environ.get("gunicorn.socket"), g.generations.cancel)
+
+        def ours() -> Response:
+            # It watches the client itself, and a socket has one reader.
+            watch.stop()
+            return default()
+
+        call = _Call(self._bridge, self._hooks, self._toolkit, ours)
+        try:
+            response = self._bridge.in_thread(lambda: call.throttled(here))
+        except BaseException:
+            watch.stop()
+            raise
         body = response.response
         if response.is_streamed and body is not call.our_stream:
             # The response closes its body when the server has done with it.
             response.response = self._bridge.iterate_in_thread(iter(body))
+            response.call_on_close(watch.stop)
+        else:
+            watch.stop()
         return response
 
     def _load(self) -> None:
@@ -115,7 +131,7 @@ class CustomCode:
         if scripts.requirements:
             self._stage = "installing the requirements of custom code"
             lock = Path(self._settings.artifact_file).with_suffix(".lock")
-            install(scripts.requirements, lock)
+            in_thread(lambda: install(scripts.requirements, lock))
         self._stage = "loading custom code"
         engine_handle.bind(EngineBackend(self._engine, self._bridge, self._config.request_timeout_s))
 

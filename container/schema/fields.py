@@ -53,6 +53,8 @@ class FieldRule:
 
 def split(body: bytes) -> RawBody:
     """The body's top-level fields, unread. Raises InvalidRequest when it is not a JSON object in UTF-8."""
+    # Editors and shells on Windows write a mark in front, which RFC 8259 lets a reader ignore.
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         _check_utf8(body)
         return _raw_decoder.decode(body)

@@ -30,7 +30,7 @@ _WILDCARDS = frozenset({"*/*", "application/*"})
 _STREAMING_API = "InvokeEndpointWithResponseStream"
 _MAX_ATTRIBUTE_CHARS = 1024
 _MAX_SHOWN_CHARS = 128
-_ROUTE = re.compile(r"(?:^|[\s,;])route=([^\s,;]*)")
+_ROUTE = re.compile(r"(?:^|[\s,;])route=\"?([^\s,;\"]*)", re.IGNORECASE)
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
 _QUALITY_0 = re.compile(r";\s*q=0(\.0*)?\s*(;|$)")
 
@@ -131,7 +131,7 @@ def _accepted(header: str) -> frozenset[str]:
 
 def _route(attributes: str) -> str | None:
     match = _ROUTE.search(attributes)
-    return None if match is None else match[1]
+    return None if match is None else match[1].rstrip("/")
 
 
 def _printable(text: str, max_chars: int) -> str:

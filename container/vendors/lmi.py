@@ -70,6 +70,7 @@ _OPTIONS = table(
         "json jsonlines",
     ),
     no_effect("weights and KV cache stay on the device", "cpu_offload_gb_per_gpu lmcache_*"),
+    no_effect("prompts are always computed in chunks", "enable_chunked_prefill", "true 1", is_on=True),
     no_effect("sessions have settings of their own", "enable_stateful_sessions sessions_path sessions_expiration"),
     no_effect(
         "the device and its memory are managed by one engine",

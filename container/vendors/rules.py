@@ -73,9 +73,13 @@ def to(setting: str, names: str, convert: Convert | None = None, why: str = "") 
     return {name: Rule("setting", setting, convert, why) for name in names.split()}
 
 
-def no_effect(why: str, names: str, neutral: str = "") -> Rules:
-    """Names that are warned about, unless neutral. A name may end in `*`."""
-    return {name: Rule("none", why=why, neutral=NEUTRAL | set(neutral.split())) for name in names.split()}
+def no_effect(why: str, names: str, neutral: str = "", *, is_on: bool = False) -> Rules:
+    """Names that are warned about, unless neutral. A name may end in `*`.
+
+    is_on: of something that is always done, so that "false" and "0" are what asks for a change.
+    """
+    values = (NEUTRAL - {"false", "0"} if is_on else NEUTRAL) | set(neutral.split())
+    return {name: Rule("none", why=why, neutral=values) for name in names.split()}
 
 
 def refused(why: str, names: str, neutral: str = "") -> Rules:

@@ -16,7 +16,7 @@ from tests.http.scripted_engine import ScriptedEngine, wait_until
 from tests.http.web_process import WebProcess
 
 SCRIPT = """
-import asyncio, threading, time
+import asyncio, subprocess, sys, threading, time
 from container.custom_code import engine
 
 lock = threading.Lock()
@@ -40,6 +40,20 @@ def transform_fn(model, body, content_type, accept):
         return (piece for piece in engine.stream("Hi", max_tokens=200))
     elif body == "fail":
         raise RuntimeError("a secret")
+    elif body == "child":
+        done = subprocess.run(["sh", "-c", "cat; sleep 1; exit 3"], input="said", capture_output=True, text=True)
+        return f"{done.stdout} {done.returncode}"
+    elif body == "long":
+        try:
+            return engine.generate("Hi", max_tokens=200).text
+        except Exception as error:
+            print("it ended with", type(error).__name__, flush=True, file=sys.stderr)
+            raise
+    elif body == "slow stream":
+        def pieces():
+            yield "begun"
+            yield engine.generate("Hi", max_tokens=200).text
+        return pieces()
     with lock:
         return model
 """
@@ -99,18 +113,38 @@ def test_coroutines_work_and_errors_stay_in_the_log(web: WebProcess) -> None:
     assert "RuntimeError: a secret" in web.log.read_text()
 
 
-def test_a_client_that_leaves_a_stream_ends_its_generation(web: WebProcess, engine: ScriptedEngine) -> None:
+def test_a_child_process_stops_nobody_else(web: WebProcess) -> None:
+    answers: list[tuple[int, str]] = []
+    threads = [threading.Thread(target=lambda: answers.append(post(web, "child"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    asked = time.monotonic()
+    assert web.ping()[0] == 200
+    assert time.monotonic() - asked < 0.5
+    for thread in threads:
+        thread.join()
+    assert answers == [(200, "said 3")] * 3
+
+
+@pytest.mark.parametrize(("body", "first"), [("stream", b"H\r\n"), ("slow stream", b"begun"), ("long", b"")])
+def test_a_client_that_leaves_ends_its_generation(
+    web: WebProcess, engine: ScriptedEngine, body: str, first: bytes
+) -> None:
     engine.reply = engine.reply * 10
     engine.step_s = 0.05
     try:
-        body = b"stream"
+        num_generated = len(engine.generated)
         with web.connect() as sock:
             head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}"
-            sock.sendall(head.encode() + b"\r\n\r\n" + body)
+            sock.sendall((head + "\r\n\r\n" + body).encode())
             received = b""
-            while b"H\r\n" not in received:
+            while first not in received:
                 received += sock.recv(4096)
+            wait_until(lambda: len(engine.generated) > num_generated, 5, "a generation")
         wait_until(lambda: engine.aborted, 5, "an abort")
+        if body == "long":
+            wait_until(lambda: "it ended with RequestAborted" in web.log.read_text(), 5, "the script's error")
     finally:
         engine.reply = engine.reply[: len(engine.reply) // 10]
 

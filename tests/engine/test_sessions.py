@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engine.api import InvalidRequest, Overloaded
+from engine.api import InvalidRequest
 from engine.kv_cache import KVCacheManager
 from engine.sessions import MAX_SESSIONS, Sessions
 from tests.engine.test_prefix_cache import PROMPT, Served
@@ -47,11 +47,22 @@ def test_there_are_only_so_many_and_expired_ones_make_room() -> None:
     sessions = Sessions(KVCacheManager(10, 16), clock)
     for _ in range(MAX_SESSIONS):
         sessions.open(10)
-    with pytest.raises(Overloaded, match="open sessions already"):
-        sessions.open(10)
     clock.now += 10
     sessions.open(10)
     assert len(sessions) == 1
+
+
+def test_whoever_opens_them_all_ends_the_idle_ones_and_not_those_in_use(caplog: pytest.LogCaptureFixture) -> None:
+    sessions = Sessions(KVCacheManager(10, 16))
+    used, idle = sessions.open(60), sessions.open(60)
+    for _ in range(2 * MAX_SESSIONS):
+        sessions.open(60)
+        sessions.check(used.id)
+    assert len(sessions) == MAX_SESSIONS
+    assert sessions.check(used.id) == used
+    with pytest.raises(InvalidRequest, match="session not found"):
+        sessions.check(idle.id)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def served_with_session(num_blocks: int = 31) -> tuple[Served, Sessions, str]:

@@ -115,10 +115,21 @@ def test_type_length_and_emptiness_of_a_body(http: FlaskClient, engine: Scripted
     assert http.post("/invocations", data=b"", content_type="application/jsonlines").status_code == 204
     response = http.post("/invocations", data=b"a,b", content_type="text/csv")
     assert (response.status_code, response.get_json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "application/jsonlines" in response.get_json()["error"]["message"]
     response = http.post("/v1/completions", data=b"{}", content_type="application/jsonlines")
     assert response.status_code == 415
+    assert "application/jsonlines" not in response.get_json()["error"]["message"]
     response = http.post("/invocations", data=b" " * (2**20 + 1), content_type="application/json")
     assert (response.status_code, response.get_json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body(http: FlaskClient, engine: ScriptedEngine) -> None:
+    marked = b"\xef\xbb\xbf" + json.dumps(TGI).encode()
+    assert http.post("/invocations", data=marked, content_type="application/json").status_code == 200
+    response = http.post("/invocations", data=marked + b"\n" + marked[3:], content_type="application/jsonlines")
+    lines = [json.loads(line) for line in response.data.splitlines()]
+    assert len(lines) == 2
+    assert not any("error" in line for line in lines)
 
 
 def test_a_body_of_25_mb_is_read(engine_client: EngineClient, engine: ScriptedEngine) -> None:
@@ -162,6 +173,8 @@ def test_a_route_in_the_custom_attributes_answers(http: FlaskClient, engine: Scr
     assert post(CHAT, "route=/v1/chat/completions").get_json()["object"] == "chat.completion"
     completion = post({"prompt": "a", "max_tokens": 2}, "tenant=7, route=/v1/completions,x=1").get_json()
     assert completion["object"] == "text_completion"
+    for spelling in ("Route=/v1/completions", 'route="/v1/completions"', "route=/v1/completions/;x"):
+        assert post({"prompt": "a", "max_tokens": 2}, spelling).get_json()["object"] == "text_completion"
     assert post(CHAT, "my_route=/v1/completions").get_json()["object"] == "chat.completion"
     # The route decides, not the fields.
     assert post(CHAT, "route=/v1/completions").get_json()["error"]["param"] == "messages"

@@ -115,6 +115,22 @@ def test_serving_properties_of_the_model_directory(mounted: Path) -> None:
     assert refusal({"HF_MODEL_ID": HUB_ID}).startswith(f"option.tensor_parallel_degree in {mounted}")
 
 
+@pytest.mark.usefixtures("mounted")
+def test_serving_properties_beside_a_model_that_yaml_names(tmp_path: Path) -> None:
+    (tmp_path / "serving.properties").write_text("option.max_rolling_batch_size=16\n")
+    settings = load([], {"SM_GALLEY_CONFIG_YAML": f"model: {tmp_path}"})
+    assert settings.engine.max_num_seqs == 16
+
+
+@pytest.mark.usefixtures("mounted")
+def test_what_is_always_done_cannot_be_switched_off_in_silence() -> None:
+    settings = load([], {"HF_MODEL_ID": HUB_ID, "OPTION_ENABLE_CHUNKED_PREFILL": "false"})
+    assert settings.warnings == ("OPTION_ENABLE_CHUNKED_PREFILL has no effect: prompts are always computed in chunks",)
+    assert load([], {"HF_MODEL_ID": HUB_ID, "OPTION_ENABLE_CHUNKED_PREFILL": "true"}).warnings == ()
+    # In that image it is as if it were not there.
+    assert load([], {"HF_MODEL_ID": HUB_ID, "SM_VLLM_ENABLE_CHUNKED_PREFILL": "false"}).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -101,6 +101,14 @@ def test_a_role_is_handed_to_sagemaker_only() -> None:
     assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
 
 
+def test_an_account_has_twelve_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "trust", "--account", "123456789012"]) == 0
+    for wrong in ("12345678901", "1234567890123", "12345678901a"):
+        with pytest.raises(SystemExit):
+            main(["policy", "trust", "--account", wrong])
+        assert f"'{wrong}' is not 12 digits" in capsys.readouterr().err
+
+
 def test_the_execution_role_reads_and_writes_where_it_is_told() -> None:
     assert statement_for("execution", "s3:GetObject")["Resource"] == [
         "arn:aws:s3:::weights/qwen/*",

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/galley-tiny"
 BUILD_LIMIT_S = 1800
 START_LIMIT_S = 180
+CHECK_LIMIT_S = 120
 # The last GiB of a CUDA image is torch's libraries; what a step adds by mistake shows here.
 MOST_GIB = {"cpu": 2.0, "cuda": 12.0}
 SERVE = "/opt/galley/bin/serve"
@@ -80,6 +81,18 @@ def make_base(buildah: Buildah, folder: Path) -> str:
     buildah("config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", container)
     buildah("commit", "--quiet", "--rm", container, name)
     return name
+
+
+def check_machine(buildah: Buildah, folder: Path) -> None:
+    """Whether a container can be made and run here. Ends with one line and status 1 if not."""
+    try:
+        container = buildah("from", make_base(buildah, folder), limit_s=CHECK_LIMIT_S)
+        try:
+            buildah("run", "--isolation", "chroot", container, "--", "python3", "--version", limit_s=CHECK_LIMIT_S)
+        finally:
+            buildah("rm", container)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SystemExit(f"no image can be built on this machine: {error}") from None
 
 
 def pip_mounts() -> list[str]:
@@ -246,9 +259,13 @@ def main() -> None:
     parser.add_argument("--base", help="an image to build on (default: one that debootstrap makes)")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/galley-image"), help="for storage and the base")
     parser.add_argument("--keep", action="store_true", help="leave the image in the folder's storage")
+    parser.add_argument("--check", action="store_true", help="only make the base and run a command in it")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     buildah = Buildah(args.folder)
+    if args.check:
+        check_machine(buildah, args.folder)
+        return
     started = time.monotonic()
     name = build(buildah, args.base or make_base(buildah, args.folder), args.variant)
     build_s = time.monotonic() - started

@@ -148,6 +148,27 @@ def test_boto3_sees_a_model_error(runtime: object) -> None:
     with pytest.raises(runtime.exceptions.ModelError) as error:  # type: ignore[attr-defined]
         runtime.invoke_endpoint(EndpointName="galley", ContentType="application/json", Body=b"{}")  # type: ignore[attr-defined]
     assert error.value.response["OriginalStatusCode"] == 400
+    original = json.loads(error.value.response["OriginalMessage"])["error"]
+    assert "must have 'messages'" in original["message"]
+
+
+def test_boto3_sends_twenty_megabytes(runtime: object) -> None:
+    record = json.dumps({"prompt": "Hello", "max_tokens": 4, "user": "x" * 500_000})
+    response = runtime.invoke_endpoint(  # type: ignore[attr-defined]
+        EndpointName="galley",
+        ContentType="application/jsonlines",
+        Body="\n".join([record] * 41),
+        CustomAttributes="job=9",
+    )
+    answers = [json.loads(line) for line in response["Body"].read().splitlines()]
+    assert [answer["object"] for answer in answers] == ["text_completion"] * 41
+    assert response["CustomAttributes"] == "job=9"
+    with pytest.raises(runtime.exceptions.ModelError) as error:  # type: ignore[attr-defined]
+        runtime.invoke_endpoint(  # type: ignore[attr-defined]
+            EndpointName="galley", ContentType="application/json", Body=json.dumps(chat_body("x" * 20_000_000))
+        )
+    assert error.value.response["OriginalStatusCode"] == 400
+    assert "context" in error.value.response["OriginalMessage"]
 
 
 def test_offline_gives_the_text_of_the_server(stack: Stack) -> None:

@@ -10,7 +10,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup serve test test-triton-3.6 nightly lint bench bench-peers gpu-check gpu-wheels image-test
+.PHONY: setup serve test test-triton-3.6 nightly contract-check lint bench bench-peers gpu-check gpu-wheels image-test
 
 setup: .venv/.installed
 
@@ -35,6 +35,10 @@ test-triton-3.6: .venv-triton-3.6/.installed
 
 nightly: setup
 	$(BIN)/python -m pytest tests/property --hypothesis-profile=nightly --timeout=0 $(ARGS)
+
+# Takes each feature of docs/sagemaker.md away in a copy, and holds that the row's test then fails. Some ten minutes.
+contract-check: setup
+	$(BIN)/python -m tests.contract.check $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python -m pytest tests/architecture

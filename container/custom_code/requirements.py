@@ -4,6 +4,7 @@ Into this Python environment, so that what is there already counts. Knows pip's 
 """
 
 import fcntl
+import importlib
 import logging
 import subprocess
 import sys
@@ -40,3 +41,5 @@ def install(files: Sequence[Path], lock: Path) -> None:
             if done.returncode != 0:
                 lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
                 raise CustomCodeError(f"cannot install {path}: {' | '.join(lines[-_NUM_SHOWN_LINES:])}")
+    # What an import has once looked for in vain is not looked for again.
+    importlib.invalidate_caches()

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +134,22 @@ def test_a_broken_script_ends_the_start(
     with pytest.raises(Broken):
         start(files)
     assert words in caplog.text
+
+
+def test_requirements_are_installed_before_the_script_is_imported(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel, name = tmp_path / "galley_probe-1.0-py3-none-any.whl", "galley_probe-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("galley_probe.py", "VALUE = 7")
+        archive.writestr(f"{name}/METADATA", "Metadata-Version: 2.1\nName: galley-probe\nVersion: 1.0\n")
+        archive.writestr(f"{name}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{name}/RECORD", "")
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))  # not into the environment of the tests
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    script = "import galley_probe\ndef transform_fn(*_):\n    return str(galley_probe.VALUE)"
+    client = start({"code/inference.py": script, "code/requirements.txt": f"--no-index\n{wheel}\n"})
+    assert client.post("/invocations", data="x").text == "7"
 
 
 def test_requirements_that_are_there_already(start: Start) -> None:

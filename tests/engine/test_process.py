@@ -16,6 +16,7 @@ import pytest
 from engine.api import (
     Abort,
     CloseSession,
+    EngineConfig,
     EngineMessage,
     EngineStatus,
     FrameReader,
@@ -31,7 +32,9 @@ from engine.api import (
     encode_message,
     frame,
 )
-from tests.engine.scripted import expected_tokens
+from engine.process import EngineProcess
+from engine.sequence import SchedulerOutput
+from tests.engine.scripted import ScriptedRunner, ScriptedStep, expected_tokens, model_info, runner_for
 from tests.engine.scripted_process import BREAK_TOKEN, FAIL_TOKEN
 
 TIMEOUT_S = 20.0
@@ -275,6 +278,26 @@ def test_the_grace_period_is_the_limit(start: Callable[..., Engine]) -> None:
     asked = time.monotonic()
     assert engine.process.wait(TIMEOUT_S) == 0
     assert time.monotonic() - asked < 5
+
+
+def test_ready_comes_after_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.process.signal.signal", lambda *_: None)
+    monkeypatch.setattr("engine.process.gc.freeze", lambda: None)
+    states: list[str] = []
+
+    class Watched(ScriptedRunner):
+        def launch(self, output: SchedulerOutput) -> ScriptedStep:
+            states.append(process._state)
+            return super().launch(output)
+
+    config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, block_size=16)
+    with tempfile.TemporaryDirectory() as directory:
+        process = EngineProcess(
+            config, Path(directory) / "s", 1.0, lambda config, _: (runner_for(config, 20, Watched), model_info())
+        )
+        monkeypatch.setattr(process, "_serve", lambda core: states.append(process._state) or 0)
+        assert process.run() == 0
+    assert states == ["starting", "ready"]
 
 
 def test_a_stopped_engine_stops_stamping(start: Callable[..., Engine]) -> None:

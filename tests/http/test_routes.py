@@ -1,15 +1,18 @@
 """The other routes: health, models, TGI's format, errors of every kind, and OpenAI's own client over all of them."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import openai
 import pytest
 from flask.testing import FlaskClient
 from openai import OpenAI
 
+from container.served_model import ServedModel
 from tests.http.conftest import REPLY
 from tests.http.scripted_engine import ScriptedEngine, scripted_logprob, wait_until
 from tests.http.web_process import running_web
@@ -29,6 +32,28 @@ def test_ping(http: FlaskClient, engine: ScriptedEngine, method: str) -> None:
     assert http.post("/v1/completions", json={"prompt": "a"}).headers["Retry-After"] == "2"
     engine.state = "ready"
     wait_until(lambda: http.get("/ping").status_code == 200)
+
+
+def test_ping_is_answered_while_a_prompt_is_tokenised(
+    http: FlaskClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, is_answered = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def encode(*_: Any, **__: Any) -> list[int]:
+        begun.set()
+        waited.append(is_answered.wait(5))
+        return [1]
+
+    monkeypatch.setattr(ServedModel, "encode", encode)
+    # Short bodies are tokenised at once.
+    body = {"prompt": "a", "user": "x" * 50_000, "max_tokens": 2}
+    asking = gevent.spawn(http.application.test_client().post, "/v1/completions", json=body)
+    wait_until(begun.is_set)
+    assert http.get("/ping").status_code == 200
+    is_answered.set()
+    assert asking.get(timeout=20).status_code == 200
+    assert waited == [True]
 
 
 def test_models(http: FlaskClient, engine: ScriptedEngine) -> None:

@@ -65,6 +65,22 @@ def test_a_client_that_leaves_is_told_to_the_engine_within_a_second(
     assert engine.num_running == 0
 
 
+def test_a_stream_is_sent_as_it_is_made(web: WebProcess, engine: ScriptedEngine) -> None:
+    engine.step_s = 0.2
+    with web.connect() as sock:
+        sock.sendall(post_bytes("/invocations", {"inputs": "a", "stream": True}))
+        wait_until(lambda: engine.num_running == 1)
+        time.sleep(0.5)
+        engine.held.set()  # whoever waits for the end waits for ever
+        response = http.client.HTTPResponse(sock, method="POST")
+        response.begin()
+        assert response.headers["Transfer-Encoding"] == "chunked"
+        assert response.readline().startswith(b"data: ")
+        engine.step_s = 0.0
+        engine.held.clear()
+        assert REPLY in json.loads(response.read().split(b"data:")[-1])["generated_text"]
+
+
 def test_a_pipelined_request_waits_its_turn_and_is_no_departure(web: WebProcess, engine: ScriptedEngine) -> None:
     engine.step_s = 0.02
     with web.connect() as sock:

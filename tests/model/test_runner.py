@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.api import EngineConfig, SamplingParams
+from engine.loading.source import Progress
 from engine.runner import load_runner
 from engine.sequence import SchedulerOutput
 from tests.model.driver import Driver, make_sequence
@@ -90,11 +91,13 @@ def load(path, **settings):
 
 
 @pytest.mark.cpu_only("the size of the CPU's own cache")
-def test_info_and_stages(model_dir):
+def test_info_and_stages(model_dir, monkeypatch):
     stages = []
+    monkeypatch.setattr(Progress.__init__, "__defaults__", (0.0,))  # every tensor, for so small a model
     config = EngineConfig(model=str(model_dir), max_num_seqs=3, max_model_len=100, served_model_name="tiny")
     runner, info = load_runner(config, stages.append)
     assert "loading weights" in stages and stages[-1] == "warming up"
+    assert "loading weights: 0.0 of 0.0 GB" in stages
     assert (info.served_name, info.vocab_size, info.max_model_len, info.eos_token_ids) == ("tiny", 96, 100, (2,))
     assert info.model_dir == str(model_dir)
     assert runner.num_blocks == 3 * math.ceil(100 / 32) + 1

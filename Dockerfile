@@ -30,8 +30,11 @@ FROM ${BASE}
 ARG PACKAGES="gcc libc6-dev"
 RUN apt-get update && apt-get install -y --no-install-recommends ${PACKAGES} && rm -rf /var/lib/apt/lists/* /var/cache/*
 COPY --from=build /opt/galley /opt/galley
+# A host's NVIDIA runtime gives GPUs only to a container that asks for them here; a CUDA base image would have asked.
 # The same path at build and at run: Triton's cache holds absolute paths.
-ENV PATH=/opt/galley/bin:${PATH} \
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PATH=/opt/galley/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     TRITON_CACHE_DIR=/opt/galley/triton
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \

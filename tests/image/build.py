@@ -238,6 +238,7 @@ def check_settings(buildah: Buildah, name: str) -> None:
     assert config["Cmd"] == ["serve"] and not config.get("Entrypoint"), "exec form, so that signals reach serve"
     assert config["Labels"]["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
     assert config["Healthcheck"]["Test"][0] == "CMD"
+    assert "NVIDIA_VISIBLE_DEVICES=all" in config["Env"]
 
 
 def check_contents(root: Path) -> None:

@@ -36,6 +36,13 @@ def test_the_health_check_asks_ping_where_the_platform_puts_it(instructions: lis
     assert "/ping" in check and "SAGEMAKER_BIND_TO_PORT" in check
 
 
+def test_the_hosts_gpus_are_asked_for(instructions: list[tuple[str, str]]) -> None:
+    # Without these NVIDIA's container runtime starts the image as if the host had no GPU.
+    variables = " ".join(arguments for name, arguments in instructions if name == "ENV")
+    assert "NVIDIA_VISIBLE_DEVICES=all" in variables
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in variables
+
+
 def test_no_driver_comes_along(instructions: list[tuple[str, str]]) -> None:
     installed = " ".join(arguments for name, arguments in instructions if name in ("RUN", "ARG"))
     assert "nvidia-driver" not in installed and "libcuda" not in installed

@@ -62,6 +62,7 @@ _MOST = {
     "max_engine_restarts": 1_000_000,
     "restart_window_s": 365 * _DAY_S,
 }
+InputsForm = Literal["tgi", "lmi"]
 BatchStrategy = Literal["MULTI_RECORD", "SINGLE_RECORD"]
 _CUSTOM_CODE_NAMES = (
     "CUSTOM_FASTAPI_INVOCATION_HANDLER",
@@ -122,6 +123,9 @@ class ServerConfig:
     batch_max_payload_mb: int = setting(
         6, "Largest request of batch transform in MB, the same; 0 is any. [SAGEMAKER_MAX_PAYLOAD_IN_MB]"
     )
+    inputs_form: InputsForm = setting(
+        "tgi", "Form of the answers to {\"inputs\": …}: TGI's, or LMI's. Variables of LMI's image mean the latter."
+    )
     enable_sessions: bool = setting(True, "Open stateful sessions on request. [SAGEMAKER_ENABLE_STATEFUL_SESSIONS]")
     session_expiration_s: int = setting(
         1200, "Seconds from a session's opening to its end. [SAGEMAKER_SESSIONS_EXPIRATION]"
@@ -135,6 +139,7 @@ class ServerConfig:
         for name in ("batch_max_concurrent_transforms", "session_expiration_s"):
             _check(getattr(self, name) >= 1, name, "at least 1")
         _check(self.batch_strategy in typing.get_args(BatchStrategy), "batch_strategy", "MULTI_RECORD or SINGLE_RECORD")
+        _check(self.inputs_form in typing.get_args(InputsForm), "inputs_form", "tgi or lmi")
         _check(1 <= self.port <= 65535, "port", "between 1 and 65535")
         _check(self.host != "", "host", "an address")
         _check(self.stall_limit_s >= 2, "stall_limit_s", "at least 2: the engine gives one sign of life per second")

@@ -1,6 +1,7 @@
 """TGI's {"inputs", "parameters"} on /invocations, whole or streamed.
 
-Knows TGI's response format. Must not know sampling or sockets.
+Knows TGI's response format, and where LMI's is another: the whole answer to one text is an object, not a list of one.
+Must not know sampling or sockets.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from container.responses import json_response
 from container.routes.logprobs import finite, tgi_token, tgi_top_tokens
 from container.routes.serving import Choice, Serving, best, collect, prepare, request_options, written
 from container.schema.fields import RawBody, named
-from container.schema.generate import NAMES, Generate, GenerateParameters, read_generate
+from container.schema.generate import NAMES, Form, Generate, GenerateParameters, read_generate
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
 from engine.text import Detokenizer
@@ -22,7 +23,8 @@ from engine.text import Detokenizer
 def answer(serving: Serving, raw: RawBody) -> Response:
     """The response to a TGI request. Raises a ServingError."""
     model = serving.engine.model()
-    generate, job = prepare(raw, _prepare, model, raw)
+    form = serving.config.inputs_form
+    generate, job = prepare(raw, _prepare, model, raw, form)
     parameters = generate.parameters
     with named(NAMES):
         run = serving.start(model, job)
@@ -38,15 +40,16 @@ def answer(serving: Serving, raw: RawBody) -> Response:
 
     def answers() -> Response:
         parts = (choices[i : i + num_shown] for i in range(0, len(choices), num_shown))
-        return json_response([writer.write(part) for writer, part in zip(writers, parts, strict=True)])
+        written = [writer.write(part) for writer, part in zip(writers, parts, strict=True)]
+        return json_response(written[0] if form == "lmi" and not generate.is_list else written)
 
     return written(run, answers)
 
 
-def _prepare(model: ServedModel, raw: RawBody) -> tuple[Generate, Job]:
+def _prepare(model: ServedModel, raw: RawBody, form: Form) -> tuple[Generate, Job]:
     generate = read_generate(raw, model.limits)
     with named(NAMES):
-        params = generate.parameters.params(generate.stream)
+        params = generate.parameters.params(generate.stream, form)
         prompts = [model.encode(text, "prompt", add_special_tokens=True) for text in generate.inputs]
         if generate.parameters.truncate is not None:
             # As in TGI, the end of the input is what stays.
@@ -88,7 +91,7 @@ class _Writer:
         tokenizer = self.model.tokenizer
         entries = choice.logprobs or []
         token_logprobs: list[float | None] = [*(entry.logprob for entry in entries)] or [None] * len(choice.token_ids)
-        detokenizer = Detokenizer(tokenizer, skip_special_tokens=True)
+        detokenizer = Detokenizer(tokenizer, skip_special_tokens=self.parameters.skip_special_tokens)
         details = self.ending(choice.finish_reason, choice.stop_reason, len(choice.token_ids))
         details["prefill"] = []
         if self.parameters.decoder_input_details:

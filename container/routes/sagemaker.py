@@ -11,7 +11,7 @@ from flask import Response, request
 
 from container.config import ServerConfig
 from container.request_body import JSON_OR_LINES_BODY, is_json_lines
-from container.responses import JSON_LINES, SERVER_SENT_EVENTS, json_response
+from container.responses import JSON_LINES, SERVER_SENT_EVENTS, StreamFormat, json_response
 from container.routes import chat, completions, generate, records, sessions
 from container.routes.serving import Serving
 from container.schema.fields import RawBody, split
@@ -53,8 +53,7 @@ def ping(serving: Serving) -> Response:
 def invocations(serving: Serving) -> Response:
     """One request, a turn of a session, the opening or closing of one, or a batch of records. Raises a ServingError."""
     headers = read_headers(request.headers)
-    stream_format = JSON_LINES if headers.prefers_lines else SERVER_SENT_EVENTS
-    serving = serving.for_request().with_call(stream_format=stream_format)
+    serving = serving.for_request()
     body = serving.raw_body(JSON_OR_LINES_BODY)
     if not body or body.isspace():
         return _empty(204)
@@ -64,6 +63,7 @@ def invocations(serving: Serving) -> Response:
     raw = split(body)
     if sessions.REQUEST_TYPE in raw:
         return sessions.change(serving, raw, headers.session_id)
+    serving = serving.with_call(stream_format=_stream_format(serving.config, raw, headers))
     with sessions.turn(serving, headers.session_id) as turn:
         response = _answer(turn.serving, _with_stream(raw) if headers.prefers_stream else raw, headers)
     turn.mark(response)
@@ -94,6 +94,12 @@ def echo_headers(response: Response) -> Response:
         if value:
             response.headers.setdefault(name, value)
     return response
+
+
+def _stream_format(config: ServerConfig, raw: RawBody, headers: InvocationHeaders) -> StreamFormat:
+    """Events, unless the client takes lines only; LMI streams what continues `inputs` as lines, if not told else."""
+    is_lmi = config.inputs_form == "lmi" and "inputs" in raw
+    return JSON_LINES if headers.prefers_lines or (is_lmi and not headers.takes_events) else SERVER_SENT_EVENTS
 
 
 def _empty(status: int) -> Response:

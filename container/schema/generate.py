@@ -1,11 +1,12 @@
 """TGI's body: {"inputs": …, "parameters": {…}, "stream": …}, which SageMaker's Hugging Face clients send.
 
-`inputs` is a text, or as in LMI a list of texts.
+`inputs` is a text, or as in LMI a list of texts; LMI's further parameters have a meaning too.
 
-Knows TGI's names. Must not know responses.
+Knows TGI's and LMI's names. Must not know responses.
 """
 
 import dataclasses
+from typing import Literal
 
 import msgspec
 
@@ -23,14 +24,28 @@ NAMES = {
     "logprobs": "parameters.top_n_tokens",
     "n": "parameters.best_of",
     "prompt_logprobs": "parameters.decoder_input_details",
+    "ignore_eos": "parameters.ignore_eos_token",
     **{
         name: f"parameters.{name}"
-        for name in ("temperature", "top_k", "top_p", "seed", "stop", "repetition_penalty", "frequency_penalty")
+        for name in (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "seed",
+            "stop",
+            "repetition_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+            "min_tokens",
+            "stop_token_ids",
+        )
     },
 }
 
-# What TGI 3 takes when a request names none.
-DEFAULT_MAX_NEW_TOKENS = 100
+Form = Literal["tgi", "lmi"]
+# What TGI 3 and LMI take when a request names no `max_new_tokens`.
+_DEFAULT_MAX_NEW_TOKENS: dict[Form, int] = {"tgi": 100, "lmi": 30}
 
 _BODY_RULE = FieldRule(neutral={}, without_effect=frozenset(), max_bytes={"inputs": None})
 _PARAMETERS_RULE = FieldRule(
@@ -39,6 +54,10 @@ _PARAMETERS_RULE = FieldRule(
         "watermark": (False,),
         "grammar": NOTHING,
         "adapter_id": NOTHING,
+        "num_beams": (1,),
+        "length_penalty": (1,),
+        "early_stopping": (False,),
+        "spaces_between_special_tokens": (True,),
     },
     without_effect=frozenset(),
 )
@@ -49,6 +68,7 @@ _GREEDY_NEUTRAL: dict[str, tuple[float | None, ...]] = {
     "temperature": (None, 0, 1),
     "top_k": (None, 0, -1),
     "top_p": (None, 1),
+    "min_p": (None, 0),
 }
 
 
@@ -63,7 +83,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
 class GenerateParameters(msgspec.Struct, kw_only=True):
     """The parameters that take effect."""
 
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -74,6 +94,13 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     return_full_text: bool = False
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    min_p: float | None = None
+    min_tokens: int = 0
+    stop_token_ids: list[int] = msgspec.field(default_factory=list)
+    ignore_eos_token: bool = False
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
     details: bool = False
     decoder_input_details: bool = False
     top_n_tokens: int = 0
@@ -107,7 +134,7 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
             if self.do_sample is False and getattr(self, name) not in neutral:
                 raise InvalidRequest(f"'{name}' has no effect with 'do_sample': false; leave one of them out.", name)
 
-    def params(self, is_stream: bool) -> SamplingParams:
+    def params(self, is_stream: bool, form: Form) -> SamplingParams:
         """The engine's parameters, with the log-probabilities that the answer shows or that tell the best of many."""
         check_max_tokens(self.max_new_tokens)
         needs_logprobs = is_stream or self.details or self.best_of > 1
@@ -116,11 +143,18 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            min_p=self.min_p or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
             seed=self.seed,
             n=self.best_of,
-            max_tokens=self.max_new_tokens,
+            max_tokens=_DEFAULT_MAX_NEW_TOKENS[form] if self.max_new_tokens is None else self.max_new_tokens,
+            min_tokens=self.min_tokens,
             stop=(*self.stop, *self.stop_sequences),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos_token,
+            skip_special_tokens=self.skip_special_tokens,
+            include_stop_str_in_output=self.include_stop_str_in_output,
             logprobs=self.top_n_tokens if needs_logprobs else None,
             prompt_logprobs=0 if self.decoder_input_details else None,
         )
@@ -128,9 +162,10 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """A checked request: one answer for each of the inputs."""
+    """A checked request: one answer for each of the inputs. is_list: they came in a list."""
 
     inputs: list[str]
+    is_list: bool
     parameters: GenerateParameters
     stream: bool
 
@@ -149,4 +184,5 @@ def read_generate(raw: RawBody, limits: PromptLimits) -> Generate:
         raise InvalidRequest("'inputs' must be one text where it is streamed.", "inputs")
     if len(inputs) * parameters.best_of > MAX_SEQUENCES:
         raise InvalidRequest(f"'inputs' times 'parameters.best_of' must be at most {MAX_SEQUENCES} texts.", "inputs")
-    return Generate(inputs, parameters, body.stream)
+    is_list = bytes(memoryview(body.inputs)[:1]) == b"["
+    return Generate(inputs, is_list, parameters, body.stream)

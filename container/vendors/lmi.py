@@ -64,9 +64,10 @@ _OPTIONS = table(
         "batching is always continuous, and a request chooses whether it streams",
         "rolling_batch async_mode mpi_mode enable_streaming engine batch_size backend use_passive_workers",
     ),
+    to("inputs_form", "tgi_compat", lambda text: "tgi" if boolean(text) == "true" else None, "true is `tgi`"),
     no_effect(
         "a stream has the format that the request asks for",
-        "output_formatter tgi_compat bedrock_compat",
+        "output_formatter bedrock_compat",
         "json jsonlines",
     ),
     no_effect("weights and KV cache stay on the device", "cpu_offload_gb_per_gpu lmcache_*"),

@@ -68,6 +68,7 @@ def read(environ: Mapping[str, str], model_dir: Path, booleans: Mapping[str, boo
     refused.
     """
     found = Foreign()
+    is_lmi = False
     for rules, words in (
         (vllm.RULES, _flags(environ, "SM_VLLM_")),
         (vllm.BARE, _prefixed(environ, "VLLM_")),
@@ -80,6 +81,10 @@ def read(environ: Mapping[str, str], model_dir: Path, booleans: Mapping[str, boo
     ):
         for word in words:
             _apply(found, rules, word, booleans)
+            is_lmi = is_lmi or rules is lmi.OPTIONS
+    if is_lmi:
+        # Its clients read its answers; `tgi_compat`, which asks for the other form, is among its options.
+        found.texts.setdefault("inputs_form", ("lmi", "LMI's options"))
     if found.refusals:
         raise ForeignSettingError("; ".join(found.refusals))
     return found

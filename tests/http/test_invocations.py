@@ -31,6 +31,29 @@ def test_a_list_of_inputs_is_answered_in_order(http: FlaskClient, engine: Script
     assert all(len(part["details"]["best_of_sequences"]) == 1 for part in answer)
 
 
+def test_lmis_clients_get_lmis_form(engine_client: EngineClient, engine: ScriptedEngine) -> None:
+    http = create_app(engine_client, ServerConfig(inputs_form="lmi")).test_client()
+    assert http.post("/invocations", json=TGI).get_json() == {"generated_text": REPLY[:30]}
+    assert engine.generated[-1].params.max_tokens == 30
+    parameters = {"max_new_tokens": 2, "details": True, "min_p": 0.1, "presence_penalty": 1, "ignore_eos_token": True}
+    answer = http.post("/invocations", json={"inputs": "a", "parameters": parameters}).get_json()
+    assert (answer["generated_text"], answer["details"]["generated_tokens"]) == ("He", 2)
+    params = engine.generated[-1].params
+    assert (params.min_p, params.presence_penalty, params.ignore_eos) == (0.1, 1.0, True)
+    short = {"parameters": {"max_new_tokens": 2}}
+    assert http.post("/invocations", json={"inputs": ["a"], **short}).get_json() == [{"generated_text": "He"}]
+    stream = http.post("/invocations", json={**TGI, **short, "stream": True})
+    assert stream.content_type == LINES
+    assert [json.loads(line)["generated_text"] for line in stream.text.splitlines()][-1] == "He"
+    # Whoever names events gets them, and so does a chat.
+    for body, headers in (({**TGI, **short}, {"Accept": EVENTS}), (CHAT, {})):
+        stream = http.post("/invocations", json={**body, "stream": True}, headers=headers)
+        assert stream.content_type == EVENTS
+        assert stream.text.startswith("data: ")
+    line = http.post("/invocations", data=json.dumps({**TGI, **short}), content_type=LINES).get_data()
+    assert json.loads(line) == {"generated_text": "He"}
+
+
 @pytest.mark.parametrize("body", [CHAT, TGI], ids=["chat", "tgi"])
 @pytest.mark.parametrize(
     ("headers", "stream", "content_type"),

@@ -77,7 +77,9 @@ def test_tgi_whole(http: FlaskClient, engine: ScriptedEngine) -> None:
 
 def test_tgi_stream(http: FlaskClient, engine: ScriptedEngine) -> None:
     response = http.post("/invocations", json={"inputs": "a", "stream": True})
-    events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n") if line]
+    lines = response.text.removesuffix("\n\n").split("\n\n")
+    assert all(line.startswith("data: ") for line in lines)
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert [event["index"] for event in events] == list(range(1, len(REPLY.encode()) + 2))
     assert "".join(event["token"]["text"] for event in events) == REPLY
     assert events[-1]["token"]["special"]

@@ -263,6 +263,14 @@ TGI_BODIES: list[tuple[dict[str, Any], int, str | None]] = [
     ({"inputs": "a", "parameters": {"watermark": True}}, 400, "parameters.watermark"),
     ({"inputs": "a", "parameters": {"best_of": 2}}, 400, "parameters.best_of"),
     ({"inputs": "a", "parameters": {"max_tokens": 5}}, 400, "parameters.max_tokens"),
+    ({"inputs": "a", "parameters": {"num_beams": 1, "length_penalty": 1, "early_stopping": False}}, 200, None),
+    ({"inputs": "a", "parameters": {"num_beams": 2}}, 400, "parameters.num_beams"),
+    ({"inputs": "a", "parameters": {"min_p": 2, "temperature": 1}}, 400, "parameters.min_p"),
+    ({"inputs": "a", "parameters": {"min_p": 0.5, "do_sample": False}}, 400, "parameters.min_p"),
+    ({"inputs": "a", "parameters": {"presence_penalty": 3}}, 400, "parameters.presence_penalty"),
+    ({"inputs": "a", "parameters": {"min_tokens": 200}}, 400, "parameters.min_tokens"),
+    ({"inputs": "a", "parameters": {"stop_token_ids": [-1]}}, 400, "parameters.stop_token_ids"),
+    ({"inputs": "a", "parameters": {"skip_special_tokens": False, "include_stop_str_in_output": True}}, 200, None),
     ({"inputs": "x" * 500_000}, 400, "inputs"),
 ]
 

@@ -31,8 +31,9 @@ def values(settings: Settings) -> dict[str, Any]:
 
 
 def changed(settings: Settings) -> dict[str, Any]:
-    """The settings that are not at their default."""
-    return {name: value for name, value in values(settings).items() if value != config.all_settings()[name].default}
+    """The settings that are not at their default, but for what any of LMI's options means."""
+    defaults = {name: one.default for name, one in config.all_settings().items()} | {"inputs_form": "lmi"}
+    return {name: value for name, value in values(settings).items() if value not in (defaults[name], "tgi")}
 
 
 def vllm(**environ: str) -> Settings:
@@ -95,6 +96,22 @@ def test_an_environment_of_another_image_starts_galley(environ: str, expected: s
     settings = load([], pairs(environ))
     assert {name: str(value) for name, value in changed(settings).items()} == pairs(expected)
     assert settings.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "form"),
+    [
+        ("OPTION_ROLLING_BATCH=vllm", "lmi"),
+        ("OPTION_TGI_COMPAT=false OPTION_DTYPE=fp16", "lmi"),
+        ("OPTION_DTYPE=fp16 OPTION_TGI_COMPAT=true", "tgi"),
+        ("OPTION_ROLLING_BATCH=vllm SM_GALLEY_INPUTS_FORM=tgi", "tgi"),
+        ("MAX_TOTAL_TOKENS=4096", "tgi"),
+        ("SM_VLLM_DTYPE=half", "tgi"),
+        ("SM_GALLEY_INPUTS_FORM=lmi", "lmi"),
+    ],
+)
+def test_lmis_options_mean_lmis_answers(environ: str, form: str) -> None:
+    assert load([], {"HF_MODEL_ID": HUB_ID, **pairs(environ)}).server.inputs_form == form
 
 
 def test_serving_properties_of_the_model_directory(mounted: Path) -> None:

@@ -24,6 +24,10 @@ _thread_id: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 _NUM_THREADS = 64
 
 
+class CodeEndedError(Exception):
+    """Custom code raised SystemExit, or another error that is meant to end a process."""
+
+
 class Bridge:
     """One per worker; make it in the hub that serves the requests, after the fork."""
 
@@ -97,9 +101,14 @@ def native_queue() -> Any:
     return _NativeQueue()
 
 
-def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+def _outcome(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
     # A stranger's code may raise anything, and what leaves a pool's thread unseen is printed or lost.
     try:
         return function(), None
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001
         return None, error
+    except BaseException as error:  # noqa: BLE001
+        # sys.exit() in a script ends what it was called for. Raised in a greenlet, it would end the worker.
+        ended = CodeEndedError(f"custom code raised {type(error).__name__}")
+        ended.__cause__ = error
+        return None, ended

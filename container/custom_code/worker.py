@@ -116,7 +116,7 @@ class CustomCode:
         except CustomCodeError as error:
             log.error("custom code cannot be used: %s", error)
             self._on_broken()
-        except (Exception, SystemExit):  # a stranger's code may raise anything
+        except Exception:  # a stranger's code may raise anything
             log.exception("custom code cannot be used")
             self._on_broken()
 

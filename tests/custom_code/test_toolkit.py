@@ -111,6 +111,19 @@ def test_an_exception_is_an_error_body_here_and_a_traceback_in_the_log(
     assert "in predict_fn" in caplog.text
 
 
+@pytest.mark.parametrize("error", ["SystemExit(0)", "KeyboardInterrupt", "BaseException('secret')"])
+def test_an_error_that_ends_a_process_ends_its_request_only(
+    start: Start, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    client = start({"code/inference.py": f"def predict_fn(data, model):\n    raise {error}"})
+    for _ in range(2):
+        answer = client.post("/invocations", json={"x": "y"})
+        assert (answer.status_code, answer.json["error"]["code"]) == (500, "internal_error")  # type: ignore[index]
+        assert "secret" not in answer.text
+    assert f"custom code raised {error.partition('(')[0]}" in caplog.text
+    assert "in predict_fn" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

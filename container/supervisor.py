@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from container.code_in_artifact import CodeInArtifact
 from container.config import ConfigError, ServerConfig, Settings, child_environment, load
 from container.engine_monitor import EngineMonitor
+from container.exit_reason import ExitReasons
 from container.model_source.source import ModelSourceError, local_model, parse_remote
 from container.processes import configure_logging
 from container.restart_policy import RestartPolicy
@@ -99,6 +100,7 @@ class Supervisor:
         self._run_dir = run_dir
         self._socket_path = str(run_dir / "engine.sock")
         self._policy = RestartPolicy(self._server.max_engine_restarts, self._server.restart_window_s)
+        self._exits = ExitReasons()
         self._num_signals = 0
         self._web: subprocess.Popen[bytes] | None = None
         self._engine: subprocess.Popen[bytes] | None = None
@@ -171,7 +173,7 @@ class Supervisor:
         self._reap_strangers()
         assert self._web is not None
         if (web_code := self._web.poll()) is not None:
-            log.error("the web tier ended with exit code %d; stopping", web_code)
+            log.error("the web tier %s; stopping", self._exits.describe(web_code))
             return 1
         if self._engine is None:
             if self._restart_at is not None and time.monotonic() >= self._restart_at:
@@ -183,7 +185,7 @@ class Supervisor:
             if code == _EXIT_BAD_SETTINGS:
                 log.error("the engine cannot serve with these settings; stopping")
                 return _EXIT_BAD_SETTINGS
-            return self._engine_ended(f"the engine ended with exit code {code}")
+            return self._engine_ended(f"the engine {self._exits.describe(code)}")
         assert self._monitor is not None
         if (problem := self._monitor.poll()) is not None:
             return self._engine_ended(problem)
@@ -201,7 +203,7 @@ class Supervisor:
             log.error("the model cannot be had; stopping")
             return _EXIT_BAD_SETTINGS
         if code != 0:
-            return self._engine_ended(f"the download ended with exit code {code}")
+            return self._engine_ended(f"the download {self._exits.describe(code)}")
         found = download.result()
         self._engine_config = dataclasses.replace(
             self._engine_config,

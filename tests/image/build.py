@@ -37,6 +37,7 @@ CHECK_LIMIT_S = 120
 # The last GiB of a CUDA image is torch's libraries; what a step adds by mistake shows here.
 MOST_GIB = {"cpu": 2.0, "cuda": 12.0}
 SERVE = "/opt/galley/bin/serve"
+_WAY_TO_THE_INDEX = ("cert", "client-cert", "index-url", "proxy", "retries", "timeout", "trusted-host")
 PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
 
 
@@ -95,9 +96,16 @@ def check_machine(buildah: Buildah, folder: Path) -> None:
         raise SystemExit(f"no image can be built on this machine: {error}") from None
 
 
-def pip_mounts() -> list[str]:
-    """`--volume` arguments that give the build this machine's pip configuration and the local folders in it."""
+def pip_mounts(folder: Path, variant: str) -> list[str]:
+    """`--volume` arguments that give the build this machine's pip configuration and the local folders in it.
+
+    Packages that lie here are for the CPU: of the other variants' configuration only the way to the index counts.
+    """
     told = run([sys.executable, "-m", "pip", "config", "list"])
+    if variant != "cpu":
+        told = "\n".join(
+            line for line in told.splitlines() if line.partition("=")[0].split(".")[-1] in _WAY_TO_THE_INDEX
+        )
     paths = {path for path in re.findall(r"(?:file://)?(/[^\s',]+)", told) if Path(path).exists()}
     paths |= {str(Path(path).parent) for path in paths if path.endswith("/simple")}
     arguments = []
@@ -106,20 +114,20 @@ def pip_mounts() -> list[str]:
     settings = dict(line.split("=", 1) for line in told.splitlines() if line.startswith(("global.", "env:.")))
     lines = [f"{name.split('.')[-1]} = {value.strip(chr(39))}" for name, value in settings.items()]
     if lines:
-        configuration = Path(os.environ.get("TMPDIR", "/tmp")) / "galley-image-pip.conf"
+        configuration = folder / "pip.conf"
         configuration.write_text("[global]\n" + "\n".join(lines) + "\n")
         arguments += ["--volume", f"{configuration}:/etc/pip.conf:ro"]
     return arguments
 
 
-def build(buildah: Buildah, base: str, variant: str) -> str:
+def build(buildah: Buildah, base: str, variant: str, folder: Path) -> str:
     """Build the image; its name."""
     name = f"localhost/galley:{variant}"
     arguments = [f"BASE={base}"]
     if variant == "cuda":
         arguments += ["PACKAGES=gcc libc6-dev python3-dev"]
     flags = [flag for argument in arguments for flag in ("--build-arg", argument)]
-    mounts = pip_mounts() if variant == "cpu" else []
+    mounts = pip_mounts(folder, variant)
     buildah("bud", "--isolation", "chroot", "--format", "docker", *flags, *mounts, "--tag", name, ".")
     return name
 
@@ -268,7 +276,7 @@ def main() -> None:
         check_machine(buildah, args.folder)
         return
     started = time.monotonic()
-    name = build(buildah, args.base or make_base(buildah, args.folder), args.variant)
+    name = build(buildah, args.base or make_base(buildah, args.folder), args.variant, args.folder)
     build_s = time.monotonic() - started
     check_settings(buildah, name)
     container = buildah("from", name)

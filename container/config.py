@@ -76,6 +76,8 @@ _CUSTOM_CODE_NAMES = (
     "SAGEMAKER_MODEL_PATH",
     "SAGEMAKER_PROGRAM",
     "SAGEMAKER_SUBMIT_DIRECTORY",
+    "STANDARD_AUTO_INSTALL_REQ",
+    "STANDARD_PIP_ARGS",
 )
 LogLevel = Literal["debug", "info", "warning", "error"]
 

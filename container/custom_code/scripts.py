@@ -32,20 +32,18 @@ class CustomCodeSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Scripts:
-    """toolkit: `code/inference.py` by the inference toolkit's contract. standards: `model.py` by the newer one."""
+    """toolkit: `code/inference.py` by the inference toolkit's contract. standards: `model.py` by the newer one.
+
+    root: where the newer contract looks; it is the artifact unless a variable names another directory.
+    """
 
     toolkit: Path | None
     standards: Path | None
     artifact: Path
+    root: Path
 
     def __bool__(self) -> bool:
         return self.toolkit is not None or self.standards is not None
-
-    @property
-    def requirements(self) -> list[Path]:
-        """What is to be installed before they are imported."""
-        beside = [script.parent / "requirements.txt" for script in (self.toolkit, self.standards) if script]
-        return [path for path in dict.fromkeys(beside) if path.is_file()]
 
 
 def find_scripts(artifact: Path, environment: Mapping[str, str]) -> Scripts:
@@ -56,7 +54,7 @@ def find_scripts(artifact: Path, environment: Mapping[str, str]) -> Scripts:
     toolkit = _script(code, environment, "SAGEMAKER_PROGRAM", "inference.py")
     root = Path(environment.get("SAGEMAKER_MODEL_PATH") or artifact)
     standards = _script(root, environment, "CUSTOM_SCRIPT_FILENAME", "model.py")
-    return Scripts(toolkit, standards, artifact)
+    return Scripts(toolkit, standards, artifact, root)
 
 
 def _script(directory: Path, environment: Mapping[str, str], variable: str, default: str) -> Path | None:

@@ -22,7 +22,7 @@ from container.custom_code.backend import EngineBackend, Generations
 from container.custom_code.bridge import Bridge
 from container.custom_code.handle import engine as engine_handle
 from container.custom_code.hooks import HOOK_VARIABLES, Hooks, find_hooks
-from container.custom_code.requirements import install
+from container.custom_code.requirements import install, wanted
 from container.custom_code.scripts import CustomCodeError, CustomCodeSettings, Scripts, find_scripts, import_script
 from container.custom_code.toolkit import ToolkitScript, num_positional
 from container.disconnect import DisconnectWatch
@@ -109,8 +109,14 @@ class CustomCode:
     def _load(self) -> None:
         try:
             artifact = self._wait_for_artifact()
-            scripts = find_scripts(artifact, self._settings.environment)
-            if scripts or any(name in self._settings.environment for name in HOOK_VARIABLES):
+            environment = self._settings.environment
+            scripts = find_scripts(artifact, environment)
+            has_hooks = any(name in environment for name in HOOK_VARIABLES)
+            if installs := wanted(scripts, environment, has_hooks=has_hooks):
+                self._stage = "installing the requirements of custom code"
+                lock = Path(self._settings.artifact_file).with_suffix(".lock")
+                self._bridge.in_thread(lambda: install(installs, lock))
+            if scripts or has_hooks:
                 self._load_scripts(scripts)
             self._stage = None
         except CustomCodeError as error:
@@ -128,10 +134,6 @@ class CustomCode:
 
     def _load_scripts(self, scripts: Scripts) -> None:
         in_thread, environment = self._bridge.in_thread, self._settings.environment
-        if scripts.requirements:
-            self._stage = "installing the requirements of custom code"
-            lock = Path(self._settings.artifact_file).with_suffix(".lock")
-            in_thread(lambda: install(scripts.requirements, lock))
         self._stage = "loading custom code"
         engine_handle.bind(EngineBackend(self._engine, self._bridge, self._config.request_timeout_s))
 

@@ -121,6 +121,11 @@ SERVING = table(
     ),
 )
 
+# Of the names without a prefix, those that no other image has.
+ONLY_LMIS = frozenset(
+    {"TENSOR_PARALLEL_DEGREE", "PIPELINE_PARALLEL_DEGREE", "MODEL_LOADING_TIMEOUT", "PREDICT_TIMEOUT"}
+)
+
 BARE = table(
     to("", "TENSOR_PARALLEL_DEGREE PIPELINE_PARALLEL_DEGREE", _degree, "1; `max` is warned about, more refused"),
     to("start_timeout_s", "MODEL_LOADING_TIMEOUT", integer),

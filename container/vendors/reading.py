@@ -15,7 +15,7 @@ from container.vendors.rules import NotUsedError, RefusedError, Rule, Rules, boo
 
 # Files that say how to serve a model, and are none: with nothing else there /opt/ml/model holds no model.
 _NOT_A_MODEL = frozenset({"serving.properties", "code", "model.py", "requirements.txt", "requirements"})
-_PREFIXES = ("SM_VLLM_", "VLLM_", "SM_SGLANG_", "SGLANG_", "OPTION_", "SERVING_", "HF_MODEL_")
+_PREFIXES = ("SM_VLLM_", "VLLM_", "SM_SGLANG_", "SGLANG_", "OPTION_", "SERVING_", "HF_MODEL_", "SUPERVISOR_")
 _MAX_PROPERTIES_BYTES = 1 << 20
 
 
@@ -77,11 +77,11 @@ def read(environ: Mapping[str, str], model_dir: Path, booleans: Mapping[str, boo
         *_lmi(environ, model_dir),
         (tgi.RULES, _tgi(environ)),
         (tgi.HUB, _hub(environ, model_dir, found)),
-        (sagemaker.RULES, _exact(environ, sagemaker.RULES)),
+        (sagemaker.RULES, (*_exact(environ, sagemaker.RULES), *_prefixed(environ, "SUPERVISOR_"))),
     ):
         for word in words:
             _apply(found, rules, word, booleans)
-            is_lmi = is_lmi or rules is lmi.OPTIONS
+            is_lmi = is_lmi or rules in (lmi.OPTIONS, lmi.SERVING) or word.key in lmi.ONLY_LMIS
     if is_lmi:
         # Its clients read its answers; `tgi_compat`, which asks for the other form, is among its options.
         found.texts.setdefault("inputs_form", ("lmi", "LMI's options"))

@@ -1,12 +1,18 @@
-"""What SageMaker's SDK and the classic bring-your-own-container examples set, whatever the image.
+"""What SageMaker's SDK, its toolkits and the classic bring-your-own-container examples set, whatever the image.
 
-Knows these names and what each means here; names that the platform itself sets (SAGEMAKER_BIND_TO_PORT,
-SAGEMAKER_BATCH, …) are none of its business. Sources: aws/sagemaker-python-sdk, aws/sagemaker-inference-toolkit
-(environment.py), the TensorFlow image of aws/deep-learning-containers (serve.py) and scikit_bring_your_own of
-aws/amazon-sagemaker-examples.
+Knows these names and what each means here; what the platform itself sets is read elsewhere, but for what is refused.
+Sources: aws/sagemaker-python-sdk, aws/sagemaker-inference-toolkit (environment.py), the TensorFlow image of
+aws/deep-learning-containers (serve.py), aws/model-hosting-container-standards (supervisor/models.py,
+sagemaker/config.py) and scikit_bring_your_own of aws/amazon-sagemaker-examples.
 """
 
-from container.vendors.rules import bytes_to_mib, integer, log_level, no_effect, table, to
+from container.vendors.rules import boolean, bytes_to_mib, integer, log_level, no_effect, refused, table, to
+
+
+def _restarts(text: str) -> str | None:
+    """None for "as it is": whoever wants no recovery wants no restart."""
+    return None if boolean(text) == "true" else "0"
+
 
 RULES = table(
     to("num_workers", "SAGEMAKER_MODEL_SERVER_WORKERS MODEL_SERVER_WORKERS SAGEMAKER_GUNICORN_WORKERS", integer),
@@ -25,6 +31,12 @@ RULES = table(
         "SAGEMAKER_GUNICORN_LOGLEVEL",
         "1 gevent",
     ),
+    to("max_engine_restarts", "PROCESS_AUTO_RECOVERY", _restarts, "false is 0"),
+    to("max_engine_restarts", "PROCESS_MAX_START_RETRIES", integer),
+    no_effect("the supervisor is another one", "SUPERVISOR_*"),
+    no_effect("sessions live in the engine", "SAGEMAKER_SESSIONS_PATH"),
+    no_effect("adapters are not served", "SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY SAGEMAKER_ENABLE_LOAD_AWARE"),
+    refused("there are no multi-model endpoints", "SAGEMAKER_MULTI_MODEL"),
     no_effect("answers have no limit of length", "MMS_MAX_RESPONSE_SIZE TS_MAX_RESPONSE_SIZE"),
     no_effect(
         "one engine serves all workers",

@@ -1,5 +1,6 @@
 """`code/inference.py`: the toolkit's functions, in real files, under Flask's test client."""
 
+import dataclasses
 import json
 import threading
 import zipfile
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from container.custom_code.requirements import wanted
+from container.custom_code.scripts import CustomCodeError, Scripts
 from tests.custom_code.conftest import Broken, Start
 from tests.http.conftest import REPLY
 from tests.http.scripted_engine import ScriptedEngine, wait_until
@@ -149,20 +152,53 @@ def test_a_broken_script_ends_the_start(
     assert words in caplog.text
 
 
-def test_requirements_are_installed_before_the_script_is_imported(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel, name = tmp_path / "galley_probe-1.0-py3-none-any.whl", "galley_probe-1.0.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a package `galley_probe`, which pip installs where it does no harm to the environment of the tests."""
+    path, name = tmp_path / "wheels/galley_probe-1.0-py3-none-any.whl", "galley_probe-1.0.dist-info"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("galley_probe.py", "VALUE = 7")
         archive.writestr(f"{name}/METADATA", "Metadata-Version: 2.1\nName: galley-probe\nVersion: 1.0\n")
         archive.writestr(f"{name}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{name}/RECORD", "")
-    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))  # not into the environment of the tests
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
     monkeypatch.syspath_prepend(tmp_path / "site")
-    script = "import galley_probe\ndef transform_fn(*_):\n    return str(galley_probe.VALUE)"
-    client = start({"code/inference.py": script, "code/requirements.txt": f"--no-index\n{wheel}\n"})
-    assert client.post("/invocations", data="x").text == "7"
+    return path
+
+
+PROBE = "import galley_probe\ndef {}(*_):\n    return str(galley_probe.VALUE)"
+
+
+def test_requirements_are_installed_before_the_script_is_imported(start: Start, wheel: Path) -> None:
+    files = {"code/inference.py": PROBE.format("transform_fn"), "code/requirements.txt": f"--no-index\n{wheel}\n"}
+    assert start(files).post("/invocations", data="x").text == "7"
+
+
+@pytest.mark.parametrize("given", ["a file", "arguments"])
+def test_requirements_of_the_newer_contract(
+    start: Start, wheel: Path, given: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    files = {"model.py": PROBE.format("custom_sagemaker_invocation_handler"), "requirements.txt": "galley-nothing"}
+    environment = {"STANDARD_PIP_ARGS": f"--no-index {wheel}"}
+    if given == "a file":
+        files["requirements.txt"] = f"--no-index\n--find-links {wheel.parent}\ngalley-probe\n"
+        environment = {}
+    assert start(files, **environment).post("/invocations", data="x").text == "7"
+    assert str(wheel) not in caplog.text, "arguments may hold a password"
+
+
+def test_wheels_in_the_artifact_are_found(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements.txt").touch()
+    scripts = Scripts(toolkit=None, standards=tmp_path / "model.py", artifact=tmp_path, root=tmp_path)
+    [one] = wanted(scripts, {}, has_hooks=False)
+    assert one.arguments[2:] == ["--find-links", str(tmp_path / "requirements")]
+    assert wanted(scripts, {"STANDARD_AUTO_INSTALL_REQ": "False"}, has_hooks=False) == []
+    assert wanted(dataclasses.replace(scripts, standards=None), {}, has_hooks=False) == []
+    with pytest.raises(CustomCodeError, match="STANDARD_PIP_ARGS: No closing quotation"):
+        wanted(scripts, {"STANDARD_PIP_ARGS": "'"}, has_hooks=False)
 
 
 def test_requirements_that_are_there_already(start: Start) -> None:

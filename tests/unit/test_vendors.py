@@ -1,6 +1,5 @@
 """Variables of other images: each starts Galley as it started them, or one line says what cannot be."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,6 +97,17 @@ def test_an_environment_of_another_image_starts_galley(environ: str, expected: s
     assert settings.warnings == ()
 
 
+def test_restarts_are_those_of_awss_supervisor() -> None:
+    def restarts(**environ: str) -> tuple[int, int]:
+        settings = load([], {"HF_MODEL_ID": HUB_ID, **environ})
+        return settings.server.max_engine_restarts, len(settings.warnings)
+
+    assert restarts(PROCESS_MAX_START_RETRIES="5", PROCESS_AUTO_RECOVERY="true") == (5, 0)
+    assert restarts(PROCESS_AUTO_RECOVERY="false") == (0, 0)
+    # Both: no recovery is the stronger word, and the other one is named.
+    assert restarts(PROCESS_AUTO_RECOVERY="false", PROCESS_MAX_START_RETRIES="5") == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("environ", "form"),
     [
@@ -105,7 +115,9 @@ def test_an_environment_of_another_image_starts_galley(environ: str, expected: s
         ("OPTION_TGI_COMPAT=false OPTION_DTYPE=fp16", "lmi"),
         ("OPTION_DTYPE=fp16 OPTION_TGI_COMPAT=true", "tgi"),
         ("OPTION_ROLLING_BATCH=vllm SM_GALLEY_INPUTS_FORM=tgi", "tgi"),
-        ("MAX_TOTAL_TOKENS=4096", "tgi"),
+        ("TENSOR_PARALLEL_DEGREE=1", "lmi"),
+        ("SERVING_FAIL_FAST=true", "lmi"),
+        ("MAX_TOTAL_TOKENS=4096 ENABLE_CUDA_GRAPHS=true", "tgi"),
         ("SM_VLLM_DTYPE=half", "tgi"),
         ("SM_GALLEY_INPUTS_FORM=lmi", "lmi"),
     ],
@@ -280,6 +292,7 @@ def test_the_first_of_two_images_counts_and_the_log_names_the_other() -> None:
         ("SPECULATE", "2", "speculative"),
         ("LORA_ADAPTERS", "a,b", "adapters"),
         ("HF_TASK", "feature-extraction", "text is generated"),
+        ("SAGEMAKER_MULTI_MODEL", "true", "multi-model"),
     ],
 )
 def test_what_would_change_the_answers_ends_the_start_by_name(name: str, text: str, words: str) -> None:
@@ -311,6 +324,8 @@ def test_one_line_names_all_that_is_refused() -> None:
         ("SERVING_MAX_IDLE_TIME", "60", "SERVING_MAX_IDLE_TIME has no effect: one engine"),
         ("MAX_INPUT_LENGTH", "2048", "MAX_INPUT_LENGTH has no effect: `max_model_len` limits"),
         ("CUDA_GRAPHS", "1,2,4", "CUDA_GRAPHS=1,2,4 has no effect: "),
+        ("SUPERVISOR_PROGRAM__APP_STARTSECS", "9", "SUPERVISOR_PROGRAM__APP_STARTSECS has no effect: the supervisor"),
+        ("SAGEMAKER_SESSIONS_PATH", "/dev/shm/x", "SAGEMAKER_SESSIONS_PATH has no effect: sessions live"),
         ("SM_VLLM_MAX_MODEL_LENGTH", "9", "SM_VLLM_MAX_MODEL_LENGTH is not known and has no effect (did you mean SM_V"),
         ("SM_VLLM_XYZZY", "9", "SM_VLLM_XYZZY is not known and has no effect"),
         (
@@ -377,68 +392,3 @@ def test_what_asks_for_nothing_is_accepted_without_a_word(name: str, text: str) 
     settings = load([], {"HF_MODEL_ID": HUB_ID, name: text})
     assert changed(settings) == {"model": HUB_ID}
     assert settings.warnings == ()
-
-
-def all_as_one_document() -> dict[str, object]:
-    """Every setting but the model, with a value that it may have."""
-    document: dict[str, object] = {"model": HUB_ID}
-    for name, one in config.all_settings().items():
-        value = one.choices[-1] if one.choices else one.default
-        if name != "model":
-            document[name] = (
-                value if value is not None else {"integer": 64, "number": 2, "true|false": True}.get(one.kind, "text")
-            )
-    return document
-
-
-@pytest.mark.parametrize("name", ["SM_GALLEY_CONFIG", "SM_GALLEY_CONFIG_YAML"])
-def test_one_variable_can_hold_all_settings(tmp_path: Path, name: str) -> None:
-    # Inference components may have 16 variables.
-    document = all_as_one_document()
-    assert len(document) > 16
-    text = json.dumps(document)
-    if name == "SM_GALLEY_CONFIG":
-        (tmp_path / "galley.json").write_text(text)
-        text = str(tmp_path / "galley.json")
-    assert values(load([], {name: text})) == document
-
-
-def test_a_document_may_hold_other_images_names_too() -> None:
-    document = (
-        "max_num_seqs: 3\nSM_VLLM_MODEL: org/model\nSM_VLLM_ENFORCE_EAGER: true\nSM_VLLM_SERVED_MODEL_NAME: [chat]\n"
-        "SM_VLLM_MAX_MODEL_LEN: 100\nSM_VLLM_DTYPE: null\nHF_MODEL_REVISION: 2024-05-01\nOPTION_TASK: auto\n"
-    )
-    environ = {"SM_GALLEY_CONFIG_YAML": document, "SM_VLLM_MAX_MODEL_LEN": "200", "SM_VLLM_MAX_NUM_SEQS": "4"}
-    assert changed(load([], environ)) == {
-        "model": HUB_ID,
-        "enforce_eager": True,
-        "served_model_name": "chat",
-        "max_model_len": 200,
-        "max_num_seqs": 4,
-        "revision": "2024-05-01",
-    }
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {"HF_TOKEN": "hf_secret"},
-        {"SM_VLLM_HF_TOKEN": "hf_secret", "HF_TOKEN": "hf_secret2"},
-        {"SM_GALLEY_HF_TOKEN": "hf_secret", "HF_API_TOKEN": "hf_secret2"},
-        {"SM_GALLEY_CONFIG_YAML": "hf_token: hf_secret"},
-        {"SM_GALLEY_CONFIG_YAML": "HF_TOKEN: hf_secret"},
-        {"HF_TOKEN": "hf_secret", "HF_MODEL_TOKEN": "hf_secret2", "OPTION_HF_TOKENS": "hf_secret3"},
-    ],
-)
-def test_the_hubs_token_is_never_shown(environ: dict[str, str]) -> None:
-    settings = load([], {"HF_MODEL_ID": HUB_ID, **environ})
-    assert settings.server.hf_token == "hf_secret"
-    assert "hf_secret" not in repr(settings)
-    assert not any("hf_secret" in line for line in settings.warnings)
-
-
-def test_a_document_that_cannot_be_read_is_not_shown() -> None:
-    line = refusal({"SM_GALLEY_CONFIG_YAML": "model: x\nhf_token: hf_secret: x"})
-    assert line.startswith("cannot read SM_GALLEY_CONFIG_YAML: ")
-    assert "line 2" in line
-    assert "hf_secret" not in line

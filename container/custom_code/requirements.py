@@ -2,7 +2,7 @@
 
 Into this Python environment, so that what is there already counts. Knows pip's command line, where the contracts keep
 requirements.txt, and the newer one's variables (aws/model-hosting-container-standards, common/dependency_manager.py).
-Must not know scripts.
+Must not know what scripts do.
 """
 
 import dataclasses

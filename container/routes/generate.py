@@ -10,11 +10,12 @@ from typing import Any
 
 from flask import Response
 
+from container.config import InputsForm
 from container.responses import json_response
 from container.routes.logprobs import finite, tgi_token, tgi_top_tokens
 from container.routes.serving import Choice, Serving, best, collect, prepare, request_options, written
 from container.schema.fields import RawBody, named
-from container.schema.generate import NAMES, Form, Generate, GenerateParameters, read_generate
+from container.schema.generate import NAMES, Generate, GenerateParameters, read_generate
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
 from engine.text import Detokenizer
@@ -40,13 +41,13 @@ def answer(serving: Serving, raw: RawBody) -> Response:
 
     def answers() -> Response:
         parts = (choices[i : i + num_shown] for i in range(0, len(choices), num_shown))
-        written = [writer.write(part) for writer, part in zip(writers, parts, strict=True)]
-        return json_response(written[0] if form == "lmi" and not generate.is_list else written)
+        bodies = [writer.write(part) for writer, part in zip(writers, parts, strict=True)]
+        return json_response(bodies[0] if form == "lmi" and not generate.is_list else bodies)
 
     return written(run, answers)
 
 
-def _prepare(model: ServedModel, raw: RawBody, form: Form) -> tuple[Generate, Job]:
+def _prepare(model: ServedModel, raw: RawBody, form: InputsForm) -> tuple[Generate, Job]:
     generate = read_generate(raw, model.limits)
     with named(NAMES):
         params = generate.parameters.params(generate.stream, form)

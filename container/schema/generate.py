@@ -6,10 +6,10 @@ Knows TGI's and LMI's names. Must not know responses.
 """
 
 import dataclasses
-from typing import Literal
 
 import msgspec
 
+from container.config import InputsForm
 from container.schema.completions import MAX_SEQUENCES
 from container.schema.fields import NOTHING, FieldRule, RawBody, read
 from container.schema.limits import PromptLimits
@@ -43,9 +43,8 @@ NAMES = {
     },
 }
 
-Form = Literal["tgi", "lmi"]
 # What TGI 3 and LMI take when a request names no `max_new_tokens`.
-_DEFAULT_MAX_NEW_TOKENS: dict[Form, int] = {"tgi": 100, "lmi": 30}
+_DEFAULT_MAX_NEW_TOKENS: dict[InputsForm, int] = {"tgi": 100, "lmi": 30}
 
 _BODY_RULE = FieldRule(neutral={}, without_effect=frozenset(), max_bytes={"inputs": None})
 _PARAMETERS_RULE = FieldRule(
@@ -134,7 +133,7 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
             if self.do_sample is False and getattr(self, name) not in neutral:
                 raise InvalidRequest(f"'{name}' has no effect with 'do_sample': false; leave one of them out.", name)
 
-    def params(self, is_stream: bool, form: Form) -> SamplingParams:
+    def params(self, is_stream: bool, form: InputsForm) -> SamplingParams:
         """The engine's parameters, with the log-probabilities that the answer shows or that tell the best of many."""
         check_max_tokens(self.max_new_tokens)
         needs_logprobs = is_stream or self.details or self.best_of > 1

@@ -105,7 +105,8 @@ def test_a_killed_download_is_started_again(s3: S3Server, tmp_path: Path, starte
     child.kill()
     serve.wait_for("waiting for the engine")
     serve.wait_for("downloading the model")
-    assert "the download ended with exit code -9; starting it again in 0.5 s" in serve.log.read_text()
+    assert "the download was killed by SIGKILL; " in serve.log.read_text()
+    assert "; starting it again in 0.5 s" in serve.log.read_text()
 
 
 def test_what_cannot_be_had_ends_the_start_with_one_line(tmp_path: Path, started: list[Serve]) -> None:

@@ -7,9 +7,10 @@ that `flask.request` is the same request on both sides.
 Knows gevent's hub and threads. Must not know what runs.
 """
 
+import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import gevent
@@ -21,6 +22,7 @@ ResultT = TypeVar("ResultT")
 # gevent replaces these where it patches; here the real ones are meant, since a native thread waits for a greenlet.
 _NativeQueue: Any = monkey.get_original("queue", "SimpleQueue")
 _thread_id: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+_start_thread: Any = monkey.get_original("_thread", "start_new_thread")
 _NUM_THREADS = 64
 
 
@@ -99,6 +101,26 @@ class ThreadIterator:
 def native_queue() -> Any:
     """A queue that a greenlet may put into and a native thread take from, waiting."""
     return _NativeQueue()
+
+
+def awaited(awaitable: Awaitable[Any]) -> Any:
+    """What a coroutine function of a script comes to, or its error; the calling native thread waits for it."""
+
+    async def whole() -> Any:
+        return await awaitable
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(whole())
+    # One coroutine has called the next: its loop runs here, and a thread has one.
+    context = contextvars.copy_context()
+    answers: Any = _NativeQueue()
+    _start_thread(lambda: answers.put(_outcome(lambda: context.run(asyncio.run, whole()))), ())
+    result, error = answers.get()
+    if error is not None:
+        raise error
+    return result
 
 
 def _outcome(function: Callable[[], Any]) -> tuple[Any, Exception | None]:

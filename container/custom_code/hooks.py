@@ -6,12 +6,15 @@ keeps them; the request they are handed is Flask's. Knows only functions. Must n
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from container.custom_code.scripts import CustomCodeError, resolve
+
+log = logging.getLogger(__name__)
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _MARK = "__galley_hook__"
@@ -52,7 +55,7 @@ HOOK_VARIABLES = tuple(variable for variable, _ in _NAMES.values())
 def find_hooks(script: ModuleType | None, environment: Mapping[str, str], directory: Path) -> Hooks:
     """For each hook: the variable's function, else the decorated one, else the one of its name.
 
-    Raises CustomCodeError when a variable names nothing.
+    Raises CustomCodeError when a variable names nothing, or the script is one of DJL's.
     """
     found: dict[str, Callable[..., Any]] = {}
     for hook, (variable, name) in _NAMES.items():
@@ -66,6 +69,11 @@ def find_hooks(script: ModuleType | None, environment: Mapping[str, str], direct
             raise CustomCodeError(f"several functions are decorated as the {hook} hook")
         if marked or callable(own.get(name)):
             found[hook] = marked[0] if marked else own[name]
+    if script is not None and not found:
+        if callable(vars(script).get("handle")):
+            raise CustomCodeError(f"{script.__file__}: handle() is DJL's contract, which is not run; see the docs")
+        names = ", ".join(name for _, name in _NAMES.values())
+        log.warning("%s has none of the hooks (%s): it changes nothing", script.__file__, names)
     return Hooks(**found)
 
 

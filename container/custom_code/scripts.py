@@ -47,7 +47,7 @@ class Scripts:
 
 
 def find_scripts(artifact: Path, environment: Mapping[str, str]) -> Scripts:
-    """The scripts of an artifact. Raises CustomCodeError when one that is named explicitly is not there."""
+    """The scripts of an artifact. Raises CustomCodeError when one of another name than the usual is not there."""
     submitted = environment.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
     # The SDK may leave the address of an archive here, which the platform has unpacked to `code/`.
     code = Path(submitted) if submitted and Path(submitted).is_dir() else artifact / "code"
@@ -61,7 +61,8 @@ def _script(directory: Path, environment: Mapping[str, str], variable: str, defa
     path = directory / (environment.get(variable) or default)
     if path.is_file():
         return path
-    if environment.get(variable):
+    # SageMaker's SDK names the default whether there is one or not.
+    if environment.get(variable, default) != default:
         raise CustomCodeError(f"{variable}={environment[variable]}: there is no {path}")
     return None
 

@@ -4,7 +4,6 @@ Knows Flask, the bridge to native threads and both contracts' scripts. Must not 
 handed them, and calls them where a script leaves the answer to us.
 """
 
-import asyncio
 import inspect
 import io
 import logging
@@ -19,7 +18,7 @@ from flask import Request, Response, current_app, g, request
 
 from container.config import ServerConfig
 from container.custom_code.backend import EngineBackend, Generations
-from container.custom_code.bridge import Bridge
+from container.custom_code.bridge import Bridge, awaited
 from container.custom_code.handle import engine as engine_handle
 from container.custom_code.hooks import HOOK_VARIABLES, Hooks, find_hooks
 from container.custom_code.requirements import install, wanted
@@ -36,6 +35,8 @@ log = logging.getLogger(__name__)
 View = Callable[[], Response]
 _POLL_S = 0.1
 _RETRY_AFTER_S = "2"
+# The platform waits for 2 s.
+_PING_LIMIT_S = 1.5
 
 
 class CustomCode:
@@ -73,7 +74,11 @@ class CustomCode:
         if hook is None:
             return ours
         here = _this_request()
-        return self._bridge.in_thread(lambda: _response(_call(hook, here)), is_urgent=True)
+        try:
+            with gevent.Timeout(_PING_LIMIT_S):
+                return self._bridge.in_thread(lambda: _response(_call(hook, here)), is_urgent=True)
+        except gevent.Timeout:
+            return json_response({"status": "stalled", "stage": "the script's ping handler does not answer"}, 503)
 
     def invocations(self, default: View) -> Response:
         """The answer to /invocations."""
@@ -111,6 +116,8 @@ class CustomCode:
             artifact = self._wait_for_artifact()
             environment = self._settings.environment
             scripts = find_scripts(artifact, environment)
+            if scripts.toolkit is None and (program := environment.get("SAGEMAKER_PROGRAM")):
+                log.warning("SAGEMAKER_PROGRAM=%s: there is no such script in %s; none is run", program, artifact)
             has_hooks = any(name in environment for name in HOOK_VARIABLES)
             if installs := wanted(scripts, environment, has_hooks=has_hooks):
                 self._stage = "installing the requirements of custom code"
@@ -237,11 +244,7 @@ def _put_body(here: Request, body: bytes) -> None:
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     """A hook's result: it may take fewer arguments than there are, and may be a coroutine function."""
     result = function(*arguments[: num_positional(function)])
-    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
+    return awaited(result) if inspect.isawaitable(result) else result
 
 
 def _bytes(changed: Any) -> bytes:

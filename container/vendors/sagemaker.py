@@ -6,7 +6,7 @@ aws/deep-learning-containers (serve.py), aws/model-hosting-container-standards (
 sagemaker/config.py) and scikit_bring_your_own of aws/amazon-sagemaker-examples.
 """
 
-from container.vendors.rules import boolean, bytes_to_mib, integer, log_level, no_effect, refused, table, to
+from container.vendors.rules import accepted, boolean, bytes_to_mib, integer, log_level, no_effect, refused, table, to
 
 
 def _restarts(text: str) -> str | None:
@@ -19,7 +19,7 @@ RULES = table(
     to(
         "request_timeout_s",
         "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS SAGEMAKER_MODEL_SERVER_TIMEOUT MODEL_SERVER_TIMEOUT "
-        "SAGEMAKER_GUNICORN_TIMEOUT_SECONDS",
+        "SAGEMAKER_GUNICORN_TIMEOUT_SECONDS ENDPOINT_SERVER_TIMEOUT",
         integer,
     ),
     to("start_timeout_s", "SAGEMAKER_STARTUP_TIMEOUT", integer),
@@ -33,6 +33,9 @@ RULES = table(
     ),
     to("max_engine_restarts", "PROCESS_AUTO_RECOVERY", _restarts, "false is 0"),
     to("max_engine_restarts", "PROCESS_MAX_START_RETRIES", integer),
+    no_effect("models are downloaded to `download_dir` only", "MODEL_CACHE_ROOT"),
+    no_effect("pip is told of an index by its own variables, or STANDARD_PIP_ARGS", "CA_REPOSITORY_ARN"),
+    accepted("it says that the container runs on SageMaker", "SAGEMAKER_ENV"),
     no_effect("the supervisor is another one", "SUPERVISOR_*"),
     no_effect("sessions live in the engine", "SAGEMAKER_SESSIONS_PATH"),
     no_effect("adapters are not served", "SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY SAGEMAKER_ENABLE_LOAD_AWARE"),

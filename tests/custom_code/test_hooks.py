@@ -102,6 +102,48 @@ async def around(request, call_next):
     assert client.post("/invocations", json=BODY, headers={"X-Full": "1"}).status_code == 429
 
 
+def test_coroutines_call_coroutines(start: Start) -> None:
+    script = """
+from flask import request as proxy
+async def custom_throttle(request, call_next):
+    response = await call_next(request)
+    response.headers["X-Throttle"] = proxy.headers["X-Who"]
+    return response
+async def custom_pre_post_process(request, call_next):
+    return await call_next(request)
+async def custom_pre_process(request):
+    return {"x": request.json["x"] + 1}
+async def custom_sagemaker_invocation_handler(request):
+    if request.json["x"] == 1:
+        raise ValueError("secret")
+    return {"x": request.json["x"], "who": proxy.headers["X-Who"]}
+"""
+    client = start({"model.py": script})
+    answer = client.post("/invocations", json={"x": 3}, headers={"X-Who": "me"})
+    assert (answer.status_code, answer.json, answer.headers["X-Throttle"]) == (200, {"x": 4, "who": "me"}, "me")
+    refused = client.post("/invocations", json={"x": 0}, headers={"X-Who": "me"})
+    assert refused.status_code == 500
+    assert "secret" not in refused.text
+
+
+def test_a_ping_handler_that_hangs_is_not_waited_for(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("container.custom_code.worker._PING_LIMIT_S", 0.2)
+    client = start({"model.py": "import time\ndef custom_sagemaker_ping_handler():\n    time.sleep(3)"})
+    for _ in range(3):  # more than its threads
+        answer = client.get("/ping")
+        assert (answer.status_code, answer.json["status"]) == (503, "stalled")  # type: ignore[index]
+
+
+def test_a_script_without_hooks_is_named(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    body = {"inputs": "Hi", "parameters": {"max_new_tokens": 2}}
+    client = start({"model.py": "def custom_sagemaker_invocation_handlers(request): pass"})
+    assert client.post("/invocations", json=body).json == [{"generated_text": REPLY[:2]}]
+    assert "model.py has none of the hooks (custom_sagemaker_ping_handler, " in caplog.text
+    with pytest.raises(Broken):
+        start({"model.py": "def handle(inputs): pass"})
+    assert "handle() is DJL's contract" in caplog.text
+
+
 def test_our_own_stream_passes_through(start: Start) -> None:
     script = (
         "def custom_throttle(request, call_next):\n    return call_next(request)\ndef custom_post_process(r): 1 / 0"

@@ -214,6 +214,14 @@ def test_the_variables_name_another_script(start: Start, caplog: pytest.LogCaptu
     assert "SAGEMAKER_PROGRAM=missing.py: there is no" in caplog.text
 
 
+def test_the_usual_name_may_be_given_though_there_is_no_script(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    # SageMaker's SDK does so for images that run none.
+    client = start({"config.json": "{}"}, SAGEMAKER_PROGRAM="inference.py")
+    body = {"inputs": "Hi", "parameters": {"max_new_tokens": 2}}
+    assert client.post("/invocations", json=body).json == [{"generated_text": REPLY[:2]}]
+    assert "SAGEMAKER_PROGRAM=inference.py: there is no such script" in caplog.text
+
+
 def test_without_a_script_nothing_changes(start: Start) -> None:
     client = start({"config.json": "{}"})
     body = json.dumps({"inputs": "Hi", "parameters": {"max_new_tokens": 2}})

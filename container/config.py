@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ import yaml
 
 from container.setting import ENV_PREFIX, ConfigError, Layer, Setting, did_you_mean, parse_given
 from container.vendors import page
-from container.vendors.reading import ForeignSettingError, holds_model, is_foreign, read
+from container.vendors.reading import READ_BY_LIBRARIES, ForeignSettingError, holds_model, is_foreign, read
 from engine.api import EngineConfig
 from engine.api.config import setting
 
@@ -128,6 +128,7 @@ class ServerConfig:
     inputs_form: InputsForm = setting(
         "tgi", "Form of the answers to {\"inputs\": …}: TGI's, or LMI's. Variables of LMI's image mean the latter."
     )
+    always_include_usage: bool = setting(False, "End every OpenAI stream with token counts, asked for or not.")
     enable_sessions: bool = setting(True, "Open stateful sessions on request. [SAGEMAKER_ENABLE_STATEFUL_SESSIONS]")
     session_expiration_s: int = setting(
         1200, "Seconds from a session's opening to its end. [SAGEMAKER_SESSIONS_EXPIRATION]"
@@ -164,6 +165,8 @@ class Settings:
     is_num_workers_given: bool = False
     # What the contracts for custom code (docs/custom-code.md) name in the environment.
     custom_code: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # What libraries read themselves, and a document said: our child processes find it in their environment.
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def with_model(self, model: str, artifact: str) -> "Settings":
         """The same with a model that has been found."""
@@ -202,7 +205,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     document, foreign_names = _from_documents(config_path or environ.get(_DOCUMENT_NAMES[0]), environ, settings)
     named = (document | ours | command_line).get("model")
     foreign, warnings = _from_other_images({**foreign_names, **environ}, named.value if named else "", settings)
-    layers = [command_line, _from_platform(environ, settings), ours, foreign, document]
+    platform = _from_platform(environ, settings)
+    layers = [command_line, platform, ours, foreign, _from_platform(foreign_names, settings), document]
     merged: Layer = {}
     for layer in reversed(layers):
         merged.update(layer)
@@ -214,18 +218,23 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
         engine=engine,
         warnings=warnings,
         is_num_workers_given="num_workers" in merged,
-        custom_code={name: environ[name] for name in _CUSTOM_CODE_NAMES if environ.get(name)},
+        custom_code=_given(_CUSTOM_CODE_NAMES, {**foreign_names, **environ}),
+        environment=_given(READ_BY_LIBRARIES, foreign_names),
     )
 
 
-def child_environment() -> dict[str, str]:
-    """The environment of our child processes: ours, with what shared cores need where the operator says nothing.
+def _given(names: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: environ[name] for name in names if environ.get(name)}
+
+
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of our child processes: ours, before it `more`, and what shared cores need if nobody says else.
 
     OpenMP's threads wait for each other at every kernel; by default they spin, and on cores that HTTP workers share the
     thread that is waited for may be the one without a core: 8 tokens/s instead of 230 beside a busy process on 2 cores.
     tokenizers' own threads are of no use to single requests.
     """
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **more, **os.environ}
 
 
 def _default_model() -> str:
@@ -326,7 +335,7 @@ def _from_other_images(
 
 
 def _from_platform(environ: Mapping[str, str], settings: dict[str, Setting]) -> Layer:
-    given = {name: environ[name] for name in _PLATFORM_NAMES if environ.get(name)}
+    given = _given(_PLATFORM_NAMES, environ)
     if strategy := given.get("SAGEMAKER_BATCH_STRATEGY"):  # the SDK's local mode hands over the API's spelling
         given["SAGEMAKER_BATCH_STRATEGY"] = strategy.replace("Record", "_Record").upper()
     return {
@@ -353,7 +362,7 @@ def _from_documents(
         if content is not None and not isinstance(content, dict):
             raise ConfigError(f"{title} must be a mapping of settings to values")
         for key, value in (content or {}).items():
-            if is_foreign(str(key)):
+            if is_foreign(str(key)) or key in _PLATFORM_NAMES or key in _CUSTOM_CODE_NAMES:
                 if value is not None:
                     foreign[str(key)] = _as_variable(value)
             else:

@@ -8,6 +8,7 @@ must not.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from container.restart_policy import RestartPolicy
 from container.supervised_download import Download, needed_download
 
 log = logging.getLogger("container.supervisor")
+settings_log = logging.getLogger("container.settings")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TICK_S = 0.1
@@ -57,8 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"serve: {'--model ' if isinstance(error, ModelSourceError) else ''}{error}\n")
         return _EXIT_BAD_SETTINGS
     configure_logging(settings.server.log_level)
+    # At whatever level, which may be another image's word: what has no effect is never dropped in silence.
+    settings_log.setLevel(logging.WARNING)
     for line in settings.warnings:
-        log.warning("%s", line)
+        settings_log.warning("%s", line)
     run_dir = Path(tempfile.mkdtemp(prefix="galley-"))
     if len(str(run_dir)) > _MAX_SOCKET_PATH_CHARS - len("/engine.sock"):
         run_dir.rmdir()
@@ -93,7 +97,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, run_dir: Path, launch: "Launch | None" = None) -> None:
         """`launch` starts a Python module with arguments, as a process group of its own; a test may pass another."""
-        self._launch = launch or _launch
+        self._launch = launch or functools.partial(_launch, child_environment(settings.environment))
         self._server = settings.server
         self._engine_config = settings.engine
         self._artifact_dir = settings.artifact_dir
@@ -288,10 +292,10 @@ class Supervisor:
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def _launch(module: str, *arguments: str) -> "subprocess.Popen[bytes]":
+def _launch(environment: dict[str, str], module: str, *arguments: str) -> "subprocess.Popen[bytes]":
     # A group of its own, so that Ctrl-C reaches us alone, and so that SIGKILL can reach all of its processes.
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(command, cwd=_ROOT, env=child_environment(), stdin=subprocess.DEVNULL, process_group=0)
+    return subprocess.Popen(command, cwd=_ROOT, env=environment, stdin=subprocess.DEVNULL, process_group=0)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

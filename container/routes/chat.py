@@ -35,7 +35,7 @@ def answer(serving: Serving, raw: RawBody) -> Response:
     with named(chat.names()):
         run = serving.start(model, job)
     if chat.stream:
-        return serving.stream(run, lambda run: _events(run, model, chat))
+        return serving.stream(run, lambda run: _events(run, model, chat, serving.counts_tokens(chat)))
     choices = collect(run)
     return written(run, lambda: json_response(_completion(run, model, chat, choices)))
 
@@ -82,7 +82,7 @@ def _completion(run: TextRun, model: ServedModel, chat: ChatRequest, choices: li
     return body
 
 
-def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[Any]:
+def _events(run: TextRun, model: ServedModel, chat: ChatRequest, with_usage: bool) -> Iterator[Any]:
     head = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion.chunk",
@@ -90,7 +90,7 @@ def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[Any
         "model": model.info.served_name,
     }
     # OpenAI: with include_usage every chunk has the field, null but in the last.
-    tail = {"usage": None} if chat.include_usage else {}
+    tail = {"usage": None} if with_usage else {}
 
     def chunk(
         index: int, delta: dict[str, Any], part: Choice | None = None, reason: str | None = None
@@ -116,6 +116,6 @@ def _events(run: TextRun, model: ServedModel, chat: ChatRequest) -> Iterator[Any
             # Tokens after the last text, the one that ended it first of all, have no other chunk to go with.
             rest = part if part.logprobs and not part.text else None
             yield chunk(index, {}, rest, part.finish_reason)
-    if chat.include_usage:
+    if with_usage:
         yield {**head, "choices": [], "usage": usage(run)}
     yield DONE

@@ -43,7 +43,8 @@ def answer(serving: Serving, raw: RawBody) -> Response:
         return [_Writer(model, completion, job.prompts[i // n], texts[i // n]) for i in range(len(job.prompts) * n)]
 
     if completion.stream:
-        return serving.stream(run, lambda run: _events(run, model, completion, writers()))
+        with_usage = serving.counts_tokens(completion)
+        return serving.stream(run, lambda run: _events(run, model, completion, writers(), with_usage))
     choices = collect(run)
     if job.params.n > completion.n:
         choices = best(choices, job.params.n, completion.n)
@@ -123,14 +124,16 @@ def _completion(
     }
 
 
-def _events(run: TextRun, model: ServedModel, completion: CompletionRequest, writers: list[_Writer]) -> Iterator[Any]:
+def _events(
+    run: TextRun, model: ServedModel, completion: CompletionRequest, writers: list[_Writer], with_usage: bool
+) -> Iterator[Any]:
     head = {
         "id": new_id("cmpl"),
         "object": "text_completion",
         "created": created_s(),
         "model": model.info.served_name,
     }
-    tail = {"usage": None} if completion.include_usage else {}
+    tail = {"usage": None} if with_usage else {}
     parts = [Choice() for _ in writers]
     for index, delta in run:
         part = parts[index]
@@ -138,7 +141,7 @@ def _events(run: TextRun, model: ServedModel, completion: CompletionRequest, wri
         if part.is_due:
             parts[index] = Choice()
             yield {**head, "choices": [writers[index].write(index, part)], **tail}
-    if completion.include_usage:
+    if with_usage:
         yield {**head, "choices": [], "usage": _usage(run, completion)}
     yield DONE
 

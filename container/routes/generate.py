@@ -18,7 +18,7 @@ from container.schema.fields import RawBody, named
 from container.schema.generate import NAMES, Generate, GenerateParameters, read_generate
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
-from engine.text import Detokenizer
+from engine.text import Detokenizer, TextDelta
 
 
 def answer(serving: Serving, raw: RawBody) -> Response:
@@ -112,13 +112,39 @@ class _Writer:
         return details
 
 
+class _TextShares:
+    """Which part of a delta's text is whose: several tokens may have come together, each with a text of its own."""
+
+    def __init__(self, writer: _Writer) -> None:
+        skip = writer.parameters.skip_special_tokens
+        self._detokenizer = Detokenizer(writer.model.tokenizer, skip_special_tokens=skip)
+        self._num_own_chars = 0  # of the text that the tokens so far make
+        self._num_sent_chars = 0  # of it, what a delta has brought: a possible stop string is held back
+
+    def of(self, delta: TextDelta) -> list[str]:
+        """One text per token; together they are the delta's. The last token has what none has of its own."""
+        texts = []
+        sent = 0
+        for token_id in delta.token_ids:
+            self._num_own_chars += len(self._detokenizer.push([token_id]))
+            end = max(sent, min(len(delta.text), self._num_own_chars - self._num_sent_chars))
+            texts.append(delta.text[sent:end])
+            sent = end
+        if texts:
+            texts[-1] += delta.text[sent:]
+        self._num_sent_chars += len(delta.text)
+        return texts
+
+
 def _events(run: TextRun, writer: _Writer) -> Iterator[Any]:
     # One event per token, as TGI sends; text that several tokens made together stands with the last of them.
     pieces: list[str] = []
+    shares = _TextShares(writer)
     index = 0
     tokenizer, num_top = writer.model.tokenizer, writer.parameters.top_n_tokens
     for _, delta in run:
         pieces.append(delta.text)
+        texts = shares.of(delta)
         for i, token_id in enumerate(delta.token_ids):
             index += 1
             ends_delta = i == len(delta.token_ids) - 1
@@ -126,7 +152,7 @@ def _events(run: TextRun, writer: _Writer) -> Iterator[Any]:
             logprob = None if entry is None else entry.logprob
             body: dict[str, Any] = {
                 "index": index,
-                "token": tgi_token(tokenizer, token_id, delta.text if ends_delta else "", logprob),
+                "token": tgi_token(tokenizer, token_id, texts[i], logprob),
                 "generated_text": None,
                 "details": None,
             }

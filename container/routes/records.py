@@ -43,32 +43,39 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 
 
 def is_lines(body: bytes) -> bool:
-    """Whether a body is JSON objects on lines of their own, more than one: a value may itself take several lines."""
-    lines = _lines(body)
+    """Whether a body is JSON objects on lines of their own: a value may itself take several lines.
+
+    One of the first two lines may be broken, and is a record all the same.
+    """
+    found = lines(body)
+    return any(_is_object(line) for line in (next(found, b""), next(found, b"")))
+
+
+def _is_object(line: bytes) -> bool:
     try:
-        split(next(lines, b""))
+        split(line)
     except InvalidRequest:
         return False
-    return next(lines, None) is not None
+    return True
 
 
-def answer(serving: Serving, body: bytes, answer_record: Answer) -> Response:
+def answer(serving: Serving, records: Iterator[bytes], answer_record: Answer) -> Response:
     """The answers to all records. Raises a ServingError that comes before the first line."""
-    batch = RecordBatch(serving, body, answer_record)
+    batch = RecordBatch(serving, records, answer_record)
     return Response(batch, content_type=JSON_LINES.content_type)
 
 
 class RecordBatch:
     """The body of the response: iterate for the lines. `close` stops what still runs, however the response ends."""
 
-    def __init__(self, serving: Serving, body: bytes, answer_record: Answer) -> None:
+    def __init__(self, serving: Serving, records: Iterator[bytes], answer_record: Answer) -> None:
         """Starts, and waits for the first line. Raises a ServingError if there is none."""
         assert serving.call is not None
         self._call = serving.call
         # One greenlet watches the client's socket for all records.
         self._serving = serving.with_call(socket=None, is_batched=True)
         self._answer_record = answer_record
-        self._records = enumerate(_lines(body))
+        self._records = enumerate(records)
         self._done: dict[int, bytes] = {}
         self._num_held_bytes = 0
         self._num_running = 0
@@ -78,7 +85,10 @@ class RecordBatch:
         self._has_room.set()
         serving.engine.model()  # not ready: the whole request waits, or fails, rather than each record
         num_seqs = serving.engine.max_num_seqs()
-        self._workers = [gevent.Greenlet(self._work) for _ in range(num_seqs + max(2, num_seqs // _WAITING_PART))]
+        num_places = num_seqs + max(2, num_seqs // _WAITING_PART)
+        # Several batches share what one may have, so that they do not fill the engine's queue together.
+        self._places = serving.batch_places.of(num_places)
+        self._workers = [gevent.Greenlet(self._work) for _ in range(num_places)]
         self._watch = DisconnectWatch(self._call.socket, lambda: self._fail(RequestAborted("The client has left.")))
         self._num_running = len(self._workers)
         for worker in self._workers:
@@ -123,7 +133,8 @@ class RecordBatch:
     def _work(self) -> None:
         """One of the places in the batch: record after record."""
         for index, record in self._records:
-            line = self._line(record)
+            with self._places:
+                line = self._line(record)
             self._done[index] = line
             self._num_held_bytes += len(line)
             self._has_news.set()
@@ -162,7 +173,7 @@ class RecordBatch:
         self._has_news.set()
 
 
-def _lines(body: bytes) -> Iterator[bytes]:
+def lines(body: bytes) -> Iterator[bytes]:
     """The lines that are not empty, one by one: a list of them would take many times the memory of the body."""
     start = 0
     while start < len(body):

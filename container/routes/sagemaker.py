@@ -56,9 +56,8 @@ def invocations(serving: Serving) -> Response:
     serving = serving.for_request()
     body = serving.raw_body(JSON_OR_LINES_BODY)
     if not body or body.isspace():
-        return _empty(204)
-    is_batch = serving.config.batch_transform
-    if is_json_lines(request) or (is_batch and records.is_lines(body)):
+        return sessions.begin(serving) if headers.session_id == sessions.NEW_SESSION else _empty(204)
+    if is_json_lines(request) or serving.config.batch_transform:
         return _answer_records(serving, headers, body)
     raw = split(body)
     if sessions.REQUEST_TYPE in raw:
@@ -67,10 +66,9 @@ def invocations(serving: Serving) -> Response:
     with sessions.turn(serving, headers.session_id) as turn:
         response = _answer(turn.serving, _with_stream(raw) if headers.prefers_stream else raw, headers)
     turn.mark(response)
-    if not response.is_streamed and (is_batch or headers.wants_one_line):
+    if not response.is_streamed and headers.wants_one_line:
         response.set_data(response.get_data() + b"\n")
-        if headers.wants_one_line:
-            response.content_type = JSON_LINES.content_type
+        response.content_type = JSON_LINES.content_type
     return response
 
 
@@ -122,7 +120,9 @@ def _answer_records(serving: Serving, headers: InvocationHeaders, body: bytes) -
                 raise InvalidRequest(f"'{name}' is not possible in a batch of records.", name)
         return _by_route(serving, raw, headers.route)
 
-    return records.answer(serving, body, answer)
+    # What batch transform sends without calling it lines may be one record that takes several.
+    lines = records.lines(body) if is_json_lines(request) or records.is_lines(body) else iter((body,))
+    return records.answer(serving, lines, answer)
 
 
 def _answer(serving: Serving, raw: RawBody, headers: InvocationHeaders) -> Response:

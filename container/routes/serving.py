@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from flask import Response, g, request
+from gevent.lock import Semaphore
 
 from container.config import ServerConfig
 from container.engine_client import Engine, RequestOptions
@@ -97,6 +98,20 @@ class Call:
     is_batched: bool = False
 
 
+class BatchPlaces:
+    """How many records of all of a worker's batches are with the engine at a time."""
+
+    def __init__(self) -> None:
+        self._num_places = 0
+        self._places = Semaphore(0)
+
+    def of(self, num_places: int) -> Semaphore:
+        """To be held while a record is worked on. num_places: what the engine's settings allow; it does not change."""
+        if num_places != self._num_places:
+            self._num_places, self._places = num_places, Semaphore(num_places)
+        return self._places
+
+
 @dataclasses.dataclass(frozen=True)
 class Serving:
     """The engine and the limits, as the routes use them. call: of the request; None where there is none yet."""
@@ -104,6 +119,7 @@ class Serving:
     engine: Engine
     config: ServerConfig
     call: Call | None = None
+    batch_places: BatchPlaces = dataclasses.field(default_factory=BatchPlaces)
 
     def for_request(self) -> "Serving":
         """The same for Flask's current request."""
@@ -134,6 +150,10 @@ class Serving:
         run = TextRun(self.engine, model, job)
         run.start(call.deadline, call.socket)
         return run
+
+    def counts_tokens(self, fields: SamplingFields) -> bool:
+        """Whether a stream ends with a chunk of token counts."""
+        return fields.include_usage or self.config.always_include_usage
 
     def stream(self, run: TextRun, parts: Callable[[TextRun], Iterator[Any]]) -> Response:
         """A streaming response of `parts(run)`, JSON values, which closes the run however it ends."""

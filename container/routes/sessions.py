@@ -49,17 +49,23 @@ class Turn:
             _tell(response, self.opened)
 
 
+def begin(serving: Serving) -> Response:
+    """Open a session, without a turn in it. Raises a ServingError."""
+    _check_enabled(serving)
+    opened = serving.engine.open_session(serving.config.session_expiration_s)
+    response = Response(f"Session {opened.session_id} created", content_type="text/plain")
+    _tell(response, opened)
+    return response
+
+
 def change(serving: Serving, raw: RawBody, session_id: str) -> Response:
     """Open a session, or close the one of the header. Raises a ServingError."""
     kind = read(raw, _Body, _RULE).requestType
     if kind not in (NEW_SESSION, CLOSE):
         raise InvalidRequest(f"'{REQUEST_TYPE}' must be {NEW_SESSION} or {CLOSE}.", REQUEST_TYPE)
-    _check_enabled(serving)
     if kind == NEW_SESSION:
-        opened = serving.engine.open_session(serving.config.session_expiration_s)
-        response = Response(f"Session {opened.session_id} created", content_type="text/plain")
-        _tell(response, opened)
-        return response
+        return begin(serving)
+    _check_enabled(serving)
     if session_id in ("", NEW_SESSION):
         raise CloseFailed(f"Failed to close session: invalid session_id: {session_id or None}", "session_id")
     closed = serving.engine.close_session(session_id[:_MAX_ID_CHARS])

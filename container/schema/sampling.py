@@ -124,9 +124,14 @@ def check_max_tokens(max_tokens: int | None) -> None:
         raise InvalidRequest(f"'max_tokens' must be at most {_MAX_INT32}.", "max_tokens")
 
 
+# What clients of SageMaker's images send whatever is served: AWS's samples nothing or the mount, TGI's and LMI's their
+# own name. vLLM's call a model by the path that it was given.
+_ANY_MODELS = ("", "/opt/ml/model", "tgi", "lmi")
+
+
 def check_model_name(name: str, info: ModelInfo) -> None:
-    """An empty name is the served model's: AWS's own samples send it. Raises ModelNotFound for another model's."""
-    if name not in ("", info.served_name):
+    """Raises ModelNotFound for the name of another model than the served one."""
+    if name not in (info.served_name, info.model_dir, *_ANY_MODELS) and name.rstrip("/") != info.model_dir:
         shown = name if len(name) <= 128 else name[:128] + "…"
         raise ModelNotFound(f"The model '{shown}' does not exist here; '{info.served_name}' is served.", "model")
 

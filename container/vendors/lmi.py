@@ -67,27 +67,34 @@ _OPTIONS = table(
     to("inputs_form", "tgi_compat", lambda text: "tgi" if boolean(text) == "true" else None, "true is `tgi`"),
     no_effect(
         "a stream has the format that the request asks for",
-        "output_formatter bedrock_compat",
+        "output_formatter",
         "json jsonlines",
+    ),
+    no_effect("answers have no other form than LMI's, TGI's and OpenAI's", "bedrock_compat"),
+    no_effect("the device and its memory are managed by one engine", "device_map", "auto"),
+    no_effect("the device and its memory are managed by one engine", "low_cpu_mem_usage", "true"),
+    no_effect(
+        "the device and its memory are managed by one engine",
+        "num_checkpoint_workers num_engine_workers cluster_size",
+        "1",
     ),
     no_effect("weights and KV cache stay on the device", "cpu_offload_gb_per_gpu lmcache_*"),
     no_effect("prompts are always computed in chunks", "enable_chunked_prefill", "true 1", is_on=True),
     no_effect("sessions have settings of their own", "enable_stateful_sessions sessions_path sessions_expiration"),
     no_effect(
         "the device and its memory are managed by one engine",
-        "device_map low_cpu_mem_usage parallel_loading kv_cache_free_gpu_mem_fraction max_input_len max_output_len "
+        "parallel_loading kv_cache_free_gpu_mem_fraction max_input_len max_output_len "
         "max_output_size batch_scheduler_policy enable_trt_overlap use_custom_all_reduce multi_query_mode "
-        "use_fused_mlp logits_dtype load_by_shard num_checkpoint_workers num_engine_workers trtllm_* gpt_model_version "
-        "baichuan_model_version chatglm_model_version calib_* cluster_size waiting_steps optimization",
-        "auto 1 true",
+        "use_fused_mlp logits_dtype load_by_shard trtllm_* gpt_model_version "
+        "baichuan_model_version chatglm_model_version calib_* waiting_steps optimization",
     ),
+    no_effect("there is no DJL inside", "pythonexecutable", "python3"),
     no_effect(
         "there is no DJL inside",
-        "enable_venv pythonexecutable env modelname modename extrafiles maplocation model_format retry_threshold "
+        "enable_venv env modelname modename extrafiles maplocation model_format retry_threshold "
         "trust_insecure_model_files skops_trusted_types max_batch_delay interopnumthreads intraopnumthreads "
         "executionmode optlevel memorypatternoptimization cpuarenaallocator disablepersessionthreads customoplibrary "
         "ortdevice",
-        "python3",
     ),
 )
 

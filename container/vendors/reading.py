@@ -17,6 +17,8 @@ from container.vendors.rules import NotUsedError, RefusedError, Rule, Rules, boo
 _NOT_A_MODEL = frozenset({"serving.properties", "code", "model.py", "requirements.txt", "requirements"})
 _PREFIXES = ("SM_VLLM_", "VLLM_", "SM_SGLANG_", "SGLANG_", "OPTION_", "SERVING_", "HF_MODEL_", "SUPERVISOR_")
 _MAX_PROPERTIES_BYTES = 1 << 20
+# What nobody here looks at: a library finds it in its process's environment.
+READ_BY_LIBRARIES = tuple(tgi.READ_BY_LIBRARIES.split())
 
 
 class ForeignSettingError(Exception):

@@ -106,7 +106,7 @@ RULES = table(
     no_effect("the KV cache takes what gpu_memory_utilization leaves", "max_total_tokens swa_full_tokens_ratio"),
     no_effect(
         "requests are admitted in the order of their arrival",
-        "schedule_* enable_priority_scheduling disable_priority_preemption priority_* default_priority_value "
+        "schedule_* disable_priority_preemption priority_* default_priority_value "
         "abort_on_priority_when_disabled retraction_policy prefill_* max_prefill_tokens enable_mixed_chunk "
         "enable_prefill_delayer num_reserved_decode_tokens num_continuous_decode_steps enable_dynamic_chunking",
         "fcfs lpm",
@@ -151,10 +151,14 @@ RULES = table(
         "log_level_http log_requests* show_time_cost enable_metrics* bucket_* prompt_tokens_buckets "
         "generation_tokens_buckets collect_tokens_histogram decode_log_interval enable_request_time_stats_logging "
         "kv_events_config enable_trace otlp_* trace_* crash_dump_folder uvicorn_access_log_exclude_prefixes gc_* "
-        "export_metrics_* extra_metric_labels enable_mfu_metrics enable_cache_report preferred_sampling_params "
+        "export_metrics_* extra_metric_labels enable_mfu_metrics "
         "tokenizer_metrics_* debug_* weight_version scheduler_recv_interval",
     ),
-    accepted("a stream has usage where it asks", "stream_response_default_include_usage"),
+    to("always_include_usage", "stream_response_default_include_usage"),
+    accepted("`usage` always has the cached tokens", "enable_cache_report"),
+    accepted("a request's `priority` counts", "enable_priority_scheduling"),
+    refused("the defaults of sampling are those of generation_config.json", "preferred_sampling_params"),
+    refused("settings stand in a file of ours: `--config`, SM_GALLEY_CONFIG", "config"),
 )
 
 # Variables that SGLang itself reads, whatever image it runs in.

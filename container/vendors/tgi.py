@@ -35,6 +35,8 @@ def _under_home(text: str) -> str:
     return text.rstrip("/") + "/hub"
 
 
+READ_BY_LIBRARIES = "HF_HUB_OFFLINE HF_ENDPOINT HF_HUB_ENABLE_HF_TRANSFER"
+
 # In whatever image: the Hub's own names and the SDK's.
 HUB = table(
     to("model", "HF_MODEL_ID", why="only while /opt/ml/model holds no model, unless it is a path"),
@@ -46,7 +48,7 @@ HUB = table(
     refused("text is generated, nothing else", "HF_TASK", "text-generation"),
     no_effect(_REMOTE_CODE, "HF_MODEL_TRUST_REMOTE_CODE HF_TRUST_REMOTE_CODE"),
     no_effect("safetensors are read by a loader of its own", "HF_ENABLE_RUNAI_STREAMER"),
-    accepted("read by huggingface_hub itself", "HF_HUB_OFFLINE HF_ENDPOINT HF_HUB_ENABLE_HF_TRANSFER"),
+    accepted("read by huggingface_hub itself", READ_BY_LIBRARIES),
 )
 
 # Without a prefix, so generic that they count only where TGI's image would start: reading.py says when.

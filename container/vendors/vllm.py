@@ -98,15 +98,13 @@ ENGINE = table(
         "disable_chunked_mm_input scheduler_reserve_full_isl",
         "1",
     ),
-    no_effect("requests are admitted in the order of their arrival", "scheduling_policy", "fcfs"),
-    no_effect(
-        "a sequence that is put off is computed again", "swap_space preemption_mode num_gpu_blocks_override", "4"
-    ),
+    accepted("a request's `priority` counts, and equal ones are admitted as they arrive", "scheduling_policy"),
+    no_effect("a sequence that is put off is computed again", "swap_space", "4 4.0"),
+    no_effect("a sequence that is put off is computed again", "preemption_mode num_gpu_blocks_override"),
     no_effect(
         "weights and KV cache stay on the device",
         "cpu_offload_gb cpu_offload_params offload_* kv_offloading_* kv_transfer_config kv_events_config kv_sharing_* "
         "enable_sleep_mode ec_transfer_config weight_transfer_config",
-        "native uva",
     ),
     no_effect(
         "sequences cannot share more than equal blocks",
@@ -115,38 +113,47 @@ ENGINE = table(
     ),
     no_effect(
         "kernels are chosen at start, by the device",
-        "attention_backend attention_config moe_backend kernel_config compilation_config optimization_level "
-        "max_seq_len_to_capture max_context_len_to_capture cudagraph_* max_cudagraph_capture_size cuda_graph_sizes "
-        "use_v2_block_manager disable_cascade_attn num_lookahead_slots num_scheduler_steps multi_step_stream_outputs "
-        "scheduler_delay_factor custom_ops mamba_* gdn_* use_tqdm_on_load performance_mode",
-        "1 auto",
+        "attention_backend moe_backend",
+        "auto",
     ),
+    no_effect("a step is scheduled at a time", "num_scheduler_steps", "1"),
+    no_effect(
+        "kernels are chosen at start, by the device",
+        "attention_config kernel_config compilation_config optimization_level "
+        "max_seq_len_to_capture max_context_len_to_capture cudagraph_* max_cudagraph_capture_size cuda_graph_sizes "
+        "use_v2_block_manager disable_cascade_attn num_lookahead_slots multi_step_stream_outputs "
+        "scheduler_delay_factor custom_ops mamba_* gdn_* use_tqdm_on_load performance_mode",
+    ),
+    no_effect(_ONE_GPU, "distributed_executor_backend", "mp uni"),
     no_effect(
         _ONE_GPU,
         "distributed_* data_parallel_* enable_expert_parallel expert_parallel_size all2all_backend enable_eplb eplb_* "
         "enable_dbo dbo_* ubatch_size disable_custom_all_reduce disable_nccl_for_dp_synchronization worker_cls "
         "worker_extension_cls worker_use_ray ray_workers_use_nsight max_parallel_loading_workers master_addr "
         "master_port node_rank dcp_* cp_kv_cache_interleave_size numa_*",
-        "mp uni",
     ),
     no_effect(
         "grammars are refused by the request that asks",
         "guided_decoding_* structured_outputs_config",
         "auto xgrammar",
     ),
+    no_effect("loading has no settings of its own", "model_impl", "auto vllm"),
+    no_effect("loading has no settings of its own", "safetensors_load_strategy", "auto lazy"),
+    no_effect("loading has no settings of its own", "pt_load_map_location", "cpu"),
     no_effect(
         "loading has no settings of its own",
-        "model_loader_extra_config ignore_patterns pt_load_map_location model_impl additional_config "
-        "safetensors_load_strategy safetensors_prefetch_* tokenizer_pool_* renderer_num_workers",
-        "auto vllm cpu lazy",
+        "model_loader_extra_config ignore_patterns additional_config safetensors_prefetch_* "
+        "tokenizer_pool_* renderer_num_workers",
     ),
+    to("grace_s", "shutdown_timeout", integer),
+    accepted("nothing is logged per request or of statistics", "disable_log_stats disable_log_requests"),
+    no_effect("texts stream token by token", "stream_interval", "1"),
     no_effect(
         "the log has its own lines",
-        "disable_log_stats disable_log_requests enable_log_requests aggregate_engine_logging stream_interval "
+        "enable_log_requests aggregate_engine_logging "
         "otlp_traces_endpoint collect_detailed_traces show_hidden_metrics_for_version kv_cache_metrics* "
         "cudagraph_metrics enable_mfu_metrics enable_layerwise_nvtx_tracing enable_logging_iteration_details "
-        "profiler_config shutdown_timeout observability_config fail_on_environ_validation",
-        "1 true",
+        "profiler_config observability_config fail_on_environ_validation",
     ),
     no_effect("models that reason are served as they are", "reasoning_config"),
 )
@@ -171,25 +178,26 @@ _SERVER = table(
     refused("answers come from the assistant", "response_role", "assistant"),
     refused("tokens are shown as text", "return_tokens_as_token_ids tokens_only"),
     refused("gRPC is not spoken", "grpc"),
-    accepted("every answer has usage; streams where they ask", "enable_force_include_usage"),
-    no_effect("no such part in answers", "enable_prompt_tokens_details enable_per_request_metrics fingerprint_*"),
+    to("always_include_usage", "enable_force_include_usage"),
+    accepted("`usage` always has them", "enable_prompt_tokens_details"),
+    no_effect("no such part in answers", "enable_per_request_metrics fingerprint_*"),
     no_effect(
         "cross-origin requests get no headers that allow them",
         "allowed_origins allowed_methods allowed_headers allow_credentials",
-        '["*"] *',
     ),
+    refused("settings stand in a file of ours: `--config`, SM_GALLEY_CONFIG", "config"),
+    refused("requests come over HTTP", "headless"),
+    no_effect("`num_workers` is how many processes answer", "api_server_count", "1"),
     no_effect(
         "the front is another one",
-        "api_server_count headless config disable_fastapi_docs enable_offline_docs enable_request_id_headers h11_* "
+        "disable_fastapi_docs enable_offline_docs enable_request_id_headers h11_* "
         "disable_frontend_multiprocessing enable_ssl_refresh enable_server_load_tracking dp_supervisor_* "
         "enable_tokenizer_info_endpoint enable_flash_late_interaction cohere_* omni stage_*",
-        "1",
     ),
     no_effect(
         "the log has its own lines",
         "max_log_len log_config_file enable_log_outputs enable_log_deltas log_error_stack "
         "disable_access_log_for_endpoints",
-        "true",
     ),
 )
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from flask.testing import FlaskClient
 
+from container.app import create_app
+from container.config import ServerConfig
+from container.engine_client import EngineClient
 from engine.text import Tokenizer
 from tests.http.conftest import REPLY
 from tests.http.scripted_engine import ScriptedEngine, wait_until
@@ -17,6 +20,17 @@ def events(body: bytes) -> list[Any]:
     """The events of a stream; `[DONE]` as it is."""
     lines = [line.removeprefix("data: ") for line in body.decode().split("\n\n") if line]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def test_every_stream_counts_its_tokens_where_the_operator_says_so(
+    engine_client: EngineClient, engine: ScriptedEngine
+) -> None:
+    http = create_app(engine_client, ServerConfig(always_include_usage=True)).test_client()
+    for url, body in ((URL, {"messages": HI}), ("/v1/completions", {"prompt": "a"})):
+        parts = events(http.post(url, json={**body, "max_tokens": 3, "stream": True}).data)
+        assert parts[-1] == "[DONE]"
+        assert parts[-2]["usage"]["completion_tokens"] == 3
+        assert parts[0]["usage"] is None
 
 
 def test_whole(http: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer) -> None:

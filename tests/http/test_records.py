@@ -86,6 +86,17 @@ def test_a_full_queue_makes_records_wait(http: FlaskClient, engine: ScriptedEngi
     assert len(engine.generated) > 40, "nothing was ever refused: this shows nothing"
 
 
+def test_batches_share_their_places(http: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.max_num_seqs, engine.step_s = 8, 0.01
+    gevent.sleep(0.5)  # the worker has heard of it
+    clients = [http.application.test_client() for _ in range(4)]
+    lines = [completion("a", max_tokens=5)] * 40
+    batches = [gevent.spawn(post, client, lines) for client in clients]
+    answers = [batch.get(timeout=60).text.splitlines() for batch in batches]
+    assert [len(lines) for lines in answers] == [40] * 4
+    assert engine.most_running <= 10
+
+
 def test_what_waits_to_be_sent_is_bounded(
     engine_client: EngineClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,14 +143,21 @@ def test_batch_transform_gets_lines_whatever_the_body_is_called(
     def send(body: bytes) -> Any:
         return client.post("/invocations", data=body, content_type="application/json")
 
-    single = send(json.dumps(completion("a", max_tokens=2), indent=1).encode())
-    assert single.content_type == "application/json"
-    assert single.text.count("\n") == 1
-    assert single.get_json()["choices"][0]["text"] == "He"
+    for indent in (None, 1):
+        single = send(json.dumps(completion("a", max_tokens=2), indent=indent).encode())
+        assert single.text.count("\n") == 1
+        assert json.loads(single.text)["choices"][0]["text"] == "He"
     several = send(jsonl([completion("a", max_tokens=2)] * 3))
     assert [json.loads(line)["choices"][0]["text"] for line in several.text.splitlines()] == ["He"] * 3
     assert several.text.endswith("}\n")
-    assert send(b"{").status_code == 400
+    # A record is answered alone as it is in company.
+    good = json.dumps(completion("a", max_tokens=2)).encode()
+    for bad in (b"{bad", b'{"prompt": "a", "max_tokens": -1}', b'{"prompt": "a", "stream": true}'):
+        [alone] = send(bad).text.splitlines()
+        for body in (bad + b"\n" + good, good + b"\n" + bad):
+            answers = [json.loads(line) for line in send(body).text.splitlines()]
+            assert sorted("error" in answer for answer in answers) == [False, True]
+            assert json.loads(alone) in answers
     # Elsewhere a body is what it is called.
     plain = create_app(engine_client, ServerConfig()).test_client()
     body = jsonl([completion("a")] * 2)

@@ -90,6 +90,25 @@ def test_tgi_stream(http: FlaskClient, engine: ScriptedEngine) -> None:
     assert set(events[0]["token"]) == {"id", "text", "logprob", "special"}
 
 
+def test_tgis_tokens_have_their_own_text_however_many_come_together(
+    http: FlaskClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(**parameters: Any) -> list[tuple[str, str | None]]:
+        response = http.post("/invocations", json={"inputs": "a", "parameters": parameters, "stream": True})
+        events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n") if line]
+        assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"]
+        return [event["token"]["text"] for event in events]
+
+    each = [*REPLY.split("ö")[0], "", "ö", *REPLY.split("ö")[1], ""]  # two bytes, two tokens; the last one ends it
+    for step_s in (0.0, 0.01):
+        engine.step_s = step_s
+        assert stream() == each
+    # What may be a stop string is held back, and stays with tokens whose text it is where it can.
+    engine.step_s = 0.0
+    assert "".join(stream(stop=["world"])) == REPLY
+    assert "".join(stream(stop=["One"])) == REPLY.partition("One")[0]
+
+
 def test_many_prompts_keep_their_order(http: FlaskClient, engine: ScriptedEngine) -> None:
     body = http.post("/v1/completions", json={"prompt": ["a", "bc"], "n": 2, "max_tokens": 5}).get_json()
     assert [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]] == [

@@ -347,6 +347,12 @@ def test_bodies(http: FlaskClient, engine: ScriptedEngine, body: bytes, content_
         assert set(response.get_json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("name", ["", "tiny", "/opt/ml/model", "tgi", "lmi", "PATH", "PATH/"])
+def test_the_served_model_by_the_names_that_clients_send(http: FlaskClient, engine: ScriptedEngine, name: str) -> None:
+    name = name.replace("PATH", engine.model.model_dir)
+    assert http.post(CHAT, json={"messages": HI, "model": name}).get_json()["model"] == "tiny"
+
+
 @pytest.mark.parametrize("url", [CHAT, INVOCATIONS])
 def test_another_models_name_is_not_found(http: FlaskClient, engine: ScriptedEngine, url: str) -> None:
     response = http.post(url, json={"messages": HI, "model": "gpt-none"})

@@ -66,6 +66,13 @@ def test_a_first_turn_can_open_its_session(http: FlaskClient, engine: ScriptedEn
     assert engine.sessions == [match[1]]
 
 
+def test_the_header_alone_opens_one(http: FlaskClient, engine: ScriptedEngine) -> None:
+    opened = http.post("/invocations", data=b"", headers={ID: "NEW_SESSION"}, content_type="application/json")
+    match = OPENED.fullmatch(opened.headers[NEW_ID])
+    assert match is not None
+    assert (opened.status_code, opened.text, engine.sessions) == (200, f"Session {match[1]} created", [match[1]])
+
+
 def test_a_turn_can_be_streamed(http: FlaskClient, engine: ScriptedEngine) -> None:
     answer = post(http, {**TGI, "stream": True}, "NEW_SESSION")
     assert answer.text.startswith("data: ")

@@ -1,6 +1,9 @@
 """Settings: which place wins, and one clear line for whatever cannot be."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,6 +188,23 @@ def test_serve_refuses_an_address_that_it_cannot_bind(
     error = capsys.readouterr().err
     assert error.startswith(f"serve: cannot listen on --host {host} --port {port}: ")
     assert error.count("\n") == 1
+
+
+def test_what_has_no_effect_is_named_at_any_log_level(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path)
+    code = (
+        "import sys; from container import supervisor\n"
+        "class Nothing:\n    def __init__(self, *_): pass\n    def run(self): return 0\n"
+        "supervisor.Supervisor = Nothing\n"
+        "sys.exit(supervisor.main(['--model', sys.argv[1], '--host', '127.0.0.1', '--port', sys.argv[2]]))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "SAGEMAKER_CONTAINER_LOG_LEVEL": "40", "SM_VLLM_XYZZY": "1"}
+    run = [sys.executable, "-c", code, str(tmp_path), port]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
+    assert "SM_VLLM_XYZZY is not known and has no effect" in done.stderr
 
 
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

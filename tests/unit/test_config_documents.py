@@ -75,3 +75,25 @@ def test_a_document_that_cannot_be_read_is_not_shown() -> None:
     assert line.startswith("cannot read SM_GALLEY_CONFIG_YAML: ")
     assert "line 2" in line
     assert "hf_secret" not in line
+
+
+def test_what_libraries_scripts_and_the_platform_read_may_stand_there_too() -> None:
+    document = {
+        "HF_ENDPOINT": "http://hub",
+        "HF_HUB_OFFLINE": 1,
+        "CUSTOM_PRE_PROCESS": "model:pre",
+        "SAGEMAKER_PROGRAM": "a.py",
+        "SAGEMAKER_SESSIONS_EXPIRATION": 60,
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB": 9,
+    }
+    environ = {
+        "HF_MODEL_ID": HUB_ID,
+        "SM_GALLEY_CONFIG_YAML": json.dumps(document),
+        "SAGEMAKER_PROGRAM": "b.py",
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB": "8",
+    }
+    settings = load([], environ)
+    assert settings.environment == {"HF_ENDPOINT": "http://hub", "HF_HUB_OFFLINE": "1"}
+    assert settings.custom_code == {"CUSTOM_PRE_PROCESS": "model:pre", "SAGEMAKER_PROGRAM": "b.py"}
+    assert (settings.server.session_expiration_s, settings.server.batch_max_payload_mb) == (60, 8)
+    assert config.child_environment(settings.environment)["HF_ENDPOINT"] == "http://hub"

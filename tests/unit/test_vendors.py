@@ -293,6 +293,9 @@ def test_the_first_of_two_images_counts_and_the_log_names_the_other() -> None:
         ("LORA_ADAPTERS", "a,b", "adapters"),
         ("HF_TASK", "feature-extraction", "text is generated"),
         ("SAGEMAKER_MULTI_MODEL", "true", "multi-model"),
+        ("SM_SGLANG_PREFERRED_SAMPLING_PARAMS", '{"temperature": 0}', "generation_config"),
+        ("SM_SGLANG_CONFIG", "/x.yaml", "SM_GALLEY_CONFIG"),
+        ("SM_VLLM_CONFIG", "/x.yaml", "SM_GALLEY_CONFIG"),
     ],
 )
 def test_what_would_change_the_answers_ends_the_start_by_name(name: str, text: str, words: str) -> None:
@@ -325,6 +328,11 @@ def test_one_line_names_all_that_is_refused() -> None:
         ("MAX_INPUT_LENGTH", "2048", "MAX_INPUT_LENGTH has no effect: `max_model_len` limits"),
         ("CUDA_GRAPHS", "1,2,4", "CUDA_GRAPHS=1,2,4 has no effect: "),
         ("SUPERVISOR_PROGRAM__APP_STARTSECS", "9", "SUPERVISOR_PROGRAM__APP_STARTSECS has no effect: the supervisor"),
+        ("SM_VLLM_ENABLE_LOG_REQUESTS", "true", "SM_VLLM_ENABLE_LOG_REQUESTS has no effect: the log"),
+        ("SM_VLLM_NUM_GPU_BLOCKS_OVERRIDE", "4", "SM_VLLM_NUM_GPU_BLOCKS_OVERRIDE has no effect: a sequence"),
+        ("SM_VLLM_ALLOWED_ORIGINS", '["*"]', "SM_VLLM_ALLOWED_ORIGINS has no effect: cross-origin"),
+        ("OPTION_PARALLEL_LOADING", "true", "OPTION_PARALLEL_LOADING has no effect: the device"),
+        ("MODEL_CACHE_ROOT", "/opt/ml/model", "MODEL_CACHE_ROOT has no effect: models"),
         ("SAGEMAKER_SESSIONS_PATH", "/dev/shm/x", "SAGEMAKER_SESSIONS_PATH has no effect: sessions live"),
         ("SM_VLLM_MAX_MODEL_LENGTH", "9", "SM_VLLM_MAX_MODEL_LENGTH is not known and has no effect (did you mean SM_V"),
         ("SM_VLLM_XYZZY", "9", "SM_VLLM_XYZZY is not known and has no effect"),

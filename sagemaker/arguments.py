@@ -86,8 +86,8 @@ def _deploy_instances(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target-concurrency",
         type=float,
-        default=plan.TARGET_CONCURRENCY,
-        help="requests at once per copy that scaling aims at; async: waiting requests (default: %(default)g)",
+        help="requests at once per copy that scaling aims at; async: waiting requests "
+        f"(default: {plan.TARGET_CONCURRENCY:g})",
     )
     group.add_argument(
         "--ami-version",
@@ -119,12 +119,12 @@ def _deploy_instances(command: argparse.ArgumentParser) -> None:
 def _deploy_kinds(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("other kinds of endpoint")
     group.add_argument("--component", action="store_true", help="place the model as an inference component")
-    group.add_argument("--copies", type=int, default=1, help="of the component (default: 1)")
-    group.add_argument("--accelerators", type=int, default=1, help="GPUs per copy of the component (default: 1)")
+    group.add_argument("--copies", type=int, help="of the component (default: 1)")
+    group.add_argument("--accelerators", type=int, help="GPUs per copy of the component (default: 1)")
     group.add_argument("--memory-mb", type=int, help="per copy of the component; or of the serverless endpoint (6144)")
     group.add_argument("--async-output", metavar="S3", help="make an asynchronous endpoint that answers there")
     group.add_argument("--serverless", action="store_true", help="CPU only: needs the image's CPU variant")
-    group.add_argument("--max-concurrency", type=int, default=4, help="of the serverless endpoint (default: 4)")
+    group.add_argument("--max-concurrency", type=int, help="of the serverless endpoint (default: 4)")
 
 
 def _invoke(found: "_Commands") -> None:

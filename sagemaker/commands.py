@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from sagemaker import deploy as endpoint
 from sagemaker import invoke as invocation
@@ -80,15 +81,13 @@ def deploy(settings: argparse.Namespace) -> None:
 def _plan(settings: argparse.Namespace, name: str, role_arn: str) -> Deployment:
     asynchronous = Async(output=settings.async_output) if settings.async_output else None
     least = settings.min_instances if settings.min_instances is not None else (0 if asynchronous else 1)
+    _check_whose(settings)
     scaling = None
     if settings.max_instances is not None:
-        scaling = Scaling(
-            min_capacity=least, max_capacity=settings.max_instances, target_concurrency=settings.target_concurrency
-        )
-    elif settings.min_instances is not None:
-        raise ToolError("--min-instances is auto scaling's: give --max-instances too")
-    component = Component(copies=settings.copies, memory_mb=settings.memory_mb, accelerators=settings.accelerators)
-    serverless = Serverless(memory_mb=settings.memory_mb or 6144, max_concurrency=settings.max_concurrency)
+        given = _given(settings, "target_concurrency")
+        scaling = Scaling(min_capacity=least, max_capacity=settings.max_instances, **given)
+    component = Component(**_given(settings, "copies", "memory_mb", "accelerators"))
+    serverless = Serverless(**_given(settings, "memory_mb", "max_concurrency"))
     return Deployment(
         name=name,
         image=settings.image,
@@ -113,6 +112,24 @@ def _plan(settings: argparse.Namespace, name: str, role_arn: str) -> Deployment:
         serverless=serverless if settings.serverless else None,
         asynchronous=asynchronous,
     )
+
+
+def _given(settings: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those that were given: the defaults are their owners'."""
+    return {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+
+
+def _check_whose(settings: argparse.Namespace) -> None:
+    """Raises ToolError for a setting of another kind of endpoint than the one that is asked for."""
+    owners = {
+        "--component": (settings.component, ("copies", "accelerators")),
+        "--serverless": (settings.serverless, ("max_concurrency",)),
+        "--component or --serverless": (settings.component or settings.serverless, ("memory_mb",)),
+        "--max-instances": (settings.max_instances is not None, ("min_instances", "target_concurrency")),
+    }
+    for owner, (is_there, names) in owners.items():
+        for name in () if is_there else _given(settings, *names):
+            raise ToolError(f"--{name.replace('_', '-')} is for {owner} only: give {owner} too")
 
 
 _HEADERS = {

@@ -130,8 +130,13 @@ def _local(settings: argparse.Namespace, stop: threading.Event) -> None:
             async_directory=settings.async_output,
         )
         # A taken port shows before the container's long start; clients that come early wait.
-        endpoint = LocalEndpoint(config, settings.port)
+        try:
+            endpoint = LocalEndpoint(config, settings.port)
+        except OSError as error:
+            why = f"port {settings.port} of 127.0.0.1 cannot be listened to ({error.strerror or error})"
+            raise ContainerFailed(f"{why}: give another --port, or 0 for a free one") from None
         stack.callback(endpoint.close)
+        print(f"waiting for http://{address.host}:{address.port}/ping to answer 200", file=sys.stderr)
         healthy = wait_until_healthy(
             address,
             timeout_s=settings.startup_timeout_s,

@@ -171,6 +171,9 @@ def _complaints(plan: Deployment) -> list[str]:
         and plan.scaling.min_capacity < (0 if plan.asynchronous else 1),
         "--max-instances is below --min-instances: raise it": plan.scaling
         and plan.scaling.max_capacity < max(1, plan.scaling.min_capacity),
+        "--instances is above --max-instances: lower it, or raise the other": plan.scaling
+        and plan.component is None
+        and plan.instances > plan.scaling.max_capacity,
         "the target of scaling is a positive number of requests at once": plan.scaling
         and not plan.scaling.target_concurrency > 0,
         "an endpoint starts with at least one instance: give --instances 1 or more": plan.instances < 1,

@@ -14,14 +14,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 from flask import Request, Response
 
 from container.custom_code.handle import EngineHandle
 from container.custom_code.scripts import CustomCodeError
+from container.schema.fields import named, split
+from container.schema.generate import NAMES, read_generate
+from container.schema.limits import PromptLimits
 from engine.api import InvalidRequest
 
 _JSON = "application/json"
 _THREE = ("input_fn", "predict_fn", "output_fn")
+# The engine knows how long a prompt may be, and says so.
+_NO_LIMITS = PromptLimits(max_model_len=2**31, max_token_chars=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +137,23 @@ def _input(body: str | bytes, content_type: str) -> Any:
 def _predict(data: Any, model: Any) -> Any:
     if not isinstance(model, EngineHandle):
         raise NotImplementedError("the script has a model_fn of its own, so it needs a predict_fn too")
-    if not isinstance(data, dict) or not isinstance(data.get("inputs"), str):
-        raise InvalidRequest("The body must be a JSON object with 'inputs', a text.", "inputs")
-    parameters = data.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise InvalidRequest("'parameters' must be an object.", "parameters")
-    renamed: dict[str, Any] = {
-        ("max_tokens" if name == "max_new_tokens" else str(name)): value for name, value in parameters.items()
-    }
-    return [{"generated_text": model.generate(data["inputs"], **renamed).text}]
+    if not isinstance(data, dict):
+        raise InvalidRequest("The body must be a JSON object with 'inputs', a text or a list of texts.", "inputs")
+    generate = read_generate(split(json.dumps(data).encode()), _NO_LIMITS)
+    given = generate.parameters
+    for name, is_asked in (
+        ("stream", generate.stream),
+        ("parameters.details", given.details),
+        ("parameters.best_of", given.best_of != 1),
+        ("parameters.truncate", given.truncate is not None),
+    ):
+        if is_asked:
+            raise InvalidRequest(f"'{name}' is not possible here: the script has no predict_fn that does it.", name)
+    with named(NAMES):
+        params = given.params(False, "tgi")
+        texts = [model.generate(text, **msgspec.structs.asdict(params)).text for text in generate.inputs]
+    prefixes = generate.inputs if given.return_full_text else [""] * len(texts)
+    return [{"generated_text": prefix + text} for prefix, text in zip(prefixes, texts, strict=True)]
 
 
 def _output(prediction: Any, accept: str) -> Any:

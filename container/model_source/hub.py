@@ -23,6 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -180,6 +181,8 @@ def _is_refusal(error: Exception) -> bool:
 
 def _explain(error: Exception, model: HubModel) -> str:
     has_token = "the token given has no access to it" if model.token else "if it is private, set hf_token (HF_TOKEN)"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{model}: HF_HUB_OFFLINE is set, and it was not downloaded earlier; unset it, or name a directory"
     if isinstance(error, GatedRepoError):
         return f"{model}: the repository is gated; accept its terms on the hub and set hf_token (HF_TOKEN)"
     if isinstance(error, RevisionNotFoundError):

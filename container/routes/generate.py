@@ -30,7 +30,7 @@ def answer(serving: Serving, raw: RawBody) -> Response:
     with named(NAMES):
         run = serving.start(model, job)
     writers = [
-        _Writer(model, parameters, token_ids, text if parameters.return_full_text else "")
+        _Writer(model, parameters, token_ids, text if parameters.return_full_text else "", form)
         for token_ids, text in zip(job.prompts, generate.inputs, strict=True)
     ]
     if generate.stream:
@@ -60,12 +60,13 @@ def _prepare(model: ServedModel, raw: RawBody, form: InputsForm) -> tuple[Genera
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Choices in TGI's form. `prefix`: what every text begins with."""
+    """Choices in TGI's form, or LMI's. `prefix`: what every text begins with."""
 
     model: ServedModel
     parameters: GenerateParameters
     prompt: list[int]
     prefix: str
+    form: InputsForm
 
     def write(self, choices: list[Choice]) -> dict[str, Any]:
         """The answer: the first choice, and with `details` the other ones beside it."""
@@ -78,6 +79,11 @@ class _Writer:
                     {"generated_text": self.prefix + other.text, **self._details(other)} for other in others
                 ]
         return body
+
+    def token(self, token_id: int, text: str, logprob: float | None) -> dict[str, Any]:
+        """One token. LMI's older and newer handlers name its log-probability differently: both names stand."""
+        token = tgi_token(self.model.tokenizer, token_id, text, logprob)
+        return {**token, "log_prob": token["logprob"]} if self.form == "lmi" else token
 
     def ending(self, finish_reason: str | None, stop_reason: str | int | None, num_tokens: int) -> dict[str, Any]:
         """How a sequence ended, in TGI's words. The seed is the request's: there is none that would repeat it else."""
@@ -102,7 +108,7 @@ class _Writer:
                 for token_id, logprob in zip(self.prompt, logprobs, strict=False)
             ]
         details["tokens"] = [
-            tgi_token(tokenizer, token_id, detokenizer.push([token_id]), logprob)
+            self.token(token_id, detokenizer.push([token_id]), logprob)
             for token_id, logprob in zip(choice.token_ids, token_logprobs, strict=True)
         ]
         if self.parameters.top_n_tokens:
@@ -152,7 +158,7 @@ def _events(run: TextRun, writer: _Writer) -> Iterator[Any]:
             logprob = None if entry is None else entry.logprob
             body: dict[str, Any] = {
                 "index": index,
-                "token": tgi_token(tokenizer, token_id, texts[i], logprob),
+                "token": writer.token(token_id, texts[i], logprob),
                 "generated_text": None,
                 "details": None,
             }

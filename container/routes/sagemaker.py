@@ -62,7 +62,7 @@ def invocations(serving: Serving) -> Response:
     raw = split(body)
     if sessions.REQUEST_TYPE in raw:
         return sessions.change(serving, raw, headers.session_id)
-    serving = serving.with_call(stream_format=_stream_format(serving.config, raw, headers))
+    serving = serving.with_call(stream_format=_stream_format(serving.config, headers))
     with sessions.turn(serving, headers.session_id) as turn:
         response = _answer(turn.serving, _with_stream(raw) if headers.prefers_stream else raw, headers)
     turn.mark(response)
@@ -94,10 +94,10 @@ def echo_headers(response: Response) -> Response:
     return response
 
 
-def _stream_format(config: ServerConfig, raw: RawBody, headers: InvocationHeaders) -> StreamFormat:
-    """Events, unless the client takes lines only; LMI streams what continues `inputs` as lines, if not told else."""
-    is_lmi = config.inputs_form == "lmi" and "inputs" in raw
-    return JSON_LINES if headers.prefers_lines or (is_lmi and not headers.takes_events) else SERVER_SENT_EVENTS
+def _stream_format(config: ServerConfig, headers: InvocationHeaders) -> StreamFormat:
+    """Events, unless the client takes lines only; LMI's clients get lines, chats too, unless they name events."""
+    is_lines = headers.prefers_lines or (config.inputs_form == "lmi" and not headers.takes_events)
+    return JSON_LINES if is_lines else SERVER_SENT_EVENTS
 
 
 def _empty(status: int) -> Response:

@@ -85,6 +85,8 @@ RULES = table(
     no_effect("a request that asks for a watermark is refused", "watermark_gamma watermark_delta"),
     no_effect("tokenising is the web workers' work (`num_workers`)", "validation_workers"),
     no_effect("kernels are chosen at start, by the device", "disable_custom_kernels attention prefix_caching use_*"),
+    no_effect("prompts are always computed in chunks", "prefill_chunking", "1 true", is_on=True),
+    no_effect("the KV cache takes what gpu_memory_utilization leaves", "tgi_wiggle_room"),
     no_effect("the log has its own lines", "json_output otlp_endpoint otlp_service_name log_level log_format"),
     no_effect("the front is another one", "cors_allow_origin prometheus_port"),
     no_effect(_REMOTE_CODE, "trust_remote_code"),

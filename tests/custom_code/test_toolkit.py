@@ -75,6 +75,14 @@ def test_without_model_fn_the_model_is_the_engine(start: Start, engine: Scripted
     assert refused.status_code == 400
     assert "nonsense" in refused.json["error"]["message"]  # type: ignore[index]
     assert client.post("/invocations", data=b"{", content_type="application/json").status_code == 400
+    parameters = {"max_new_tokens": 2, "do_sample": True, "stop": ["x"], "return_full_text": True}
+    answer = client.post("/invocations", json={"inputs": ["a", "b"], "parameters": parameters})
+    assert answer.json == [{"generated_text": text + REPLY[:2]} for text in "ab"] + [1]
+    assert engine.generated[-1].params.stop == ("x",)
+    for field in ({"stream": True}, {"foo": 1}, {"parameters": {"details": True}}, {"parameters": {"top_p": 7}}):
+        refused = client.post("/invocations", json={"inputs": "a", **field})
+        assert refused.status_code == 400
+        assert str(next(iter(field))) in refused.json["error"]["param"]  # type: ignore[index]
 
 
 def test_a_script_may_import_the_engine_and_stream(start: Start, engine: ScriptedEngine) -> None:

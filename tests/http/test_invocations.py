@@ -44,10 +44,15 @@ def test_lmis_clients_get_lmis_form(engine_client: EngineClient, engine: Scripte
     assert http.post("/invocations", json={"inputs": ["a"], **short}).get_json() == [{"generated_text": "He"}]
     stream = http.post("/invocations", json={**TGI, **short, "stream": True})
     assert stream.content_type == LINES
-    assert [json.loads(line)["generated_text"] for line in stream.text.splitlines()][-1] == "He"
-    # Whoever names events gets them, and so does a chat.
-    for body, headers in (({**TGI, **short}, {"Accept": EVENTS}), (CHAT, {})):
-        stream = http.post("/invocations", json={**body, "stream": True}, headers=headers)
+    parts = [json.loads(line) for line in stream.text.splitlines()]
+    assert [part["token"]["text"] for part in parts] == ["H", "e"]
+    assert all(part["token"]["log_prob"] == part["token"]["logprob"] for part in parts)
+    assert [part["generated_text"] for part in parts] == [None, "He"]
+    # Whoever names events gets them.
+    for body in ({**TGI, **short}, CHAT):
+        lines = http.post("/invocations", json={**body, "stream": True})
+        assert (lines.content_type, lines.text[0]) == (LINES, "{")
+        stream = http.post("/invocations", json={**body, "stream": True}, headers={"Accept": EVENTS})
         assert stream.content_type == EVENTS
         assert stream.text.startswith("data: ")
     line = http.post("/invocations", data=json.dumps({**TGI, **short}), content_type=LINES).get_data()

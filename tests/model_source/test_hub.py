@@ -30,9 +30,17 @@ except ModelSourceError as error:
 """
 
 
-def download(hub: HubServer | str, base: Path, repo: str = REPO, revision: str = "", token: str = "") -> dict[str, Any]:
+def download(
+    hub: HubServer | str, base: Path, repo: str = REPO, revision: str = "", token: str = "", **more: str
+) -> dict[str, Any]:
     endpoint = hub if isinstance(hub, str) else hub.url
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(base / "hf"), "HF_HUB_ETAG_TIMEOUT": "2"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(base / "hf"),
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        **more,
+    }
     environment.pop("HF_TOKEN", None)
     command = [sys.executable, "-c", SCRIPT, repo, str(base), revision, token]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=120, check=True)
@@ -116,6 +124,13 @@ def test_no_route(tmp_path: Path) -> None:
     told = download("http://127.0.0.1:1", tmp_path)["error"]
     assert told.startswith("owner/model: the container has no network route to the hub (")
     assert told.endswith("under network isolation let SageMaker bring the model (ModelDataSource), or name a directory")
+
+
+def test_offline_says_so_unless_the_model_is_here(hub: HubServer, tmp_path: Path) -> None:
+    told = download(hub, tmp_path, HF_HUB_OFFLINE="1")["error"]
+    assert told.startswith("owner/model: HF_HUB_OFFLINE is set, and it was not downloaded earlier")
+    directory = download(hub, tmp_path)["directory"]
+    assert download(hub, tmp_path, HF_HUB_OFFLINE="1")["directory"] == directory
 
 
 def test_pickled_weights_alone_are_refused(hub: HubServer, tmp_path: Path) -> None:

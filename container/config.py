@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from container.setting import ENV_PREFIX, ConfigError, Layer, Setting, did_you_mean, parse_given
+from container.setting import ENV_PREFIX, ConfigError, Layer, Setting, clean_secret, did_you_mean, parse_given
 from container.vendors import page
 from container.vendors.reading import READ_BY_LIBRARIES, ForeignSettingError, holds_model, is_foreign, read
 from engine.api import EngineConfig
@@ -210,6 +210,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     merged: Layer = {}
     for layer in reversed(layers):
         merged.update(layer)
+    if (token := merged.get("hf_token")) is not None:
+        merged["hf_token"] = clean_secret(token)
     engine = _build(EngineConfig, settings, merged)
     if not engine.model:
         engine = dataclasses.replace(engine, model=_default_model())
@@ -359,6 +361,8 @@ def _from_documents(
             content = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"cannot read {title}: {_yaml_problem(error)}") from None
+        except RecursionError:
+            raise ConfigError(f"cannot read {title}: it is nested too deeply") from None
         if content is not None and not isinstance(content, dict):
             raise ConfigError(f"{title} must be a mapping of settings to values")
         for key, value in (content or {}).items():

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -21,13 +20,12 @@ from gevent import socket
 from gevent.event import AsyncResult
 
 from container.connection import Connection
-from container.mailbox import Mailbox
+from container.engine_generation import EngineGeneration
 from container.native_thread import in_thread
 from container.served_model import ServedModel, load_served_model
 from engine.api import (
     Abort,
     CloseSession,
-    DeadlineExceeded,
     EngineDied,
     EngineNotReady,
     EngineStatus,
@@ -37,7 +35,6 @@ from engine.api import (
     ModelInfo,
     OpenSession,
     Outputs,
-    RequestAborted,
     RequestFailed,
     RequestOutput,
     SamplingParams,
@@ -56,10 +53,6 @@ _NOT_CONNECTED, _NO_TOKENIZER = "waiting for the engine", "loading the tokenizer
 _CATCH_UP_S = {_NOT_CONNECTED: 0.5, _NO_TOKENIZER: 10.0}
 _CATCH_UP_POLL_S = 0.02
 _RELOAD_MODEL_S = 5.0
-# The engine ends a request at its deadline; this long after it, the worker does so itself.
-_DEADLINE_SLACK_S = 2.0
-# Of one HTTP request: about as many as the engine computes in one step.
-_MAX_RUNNING_SEQUENCES = 64
 # The engine answers between two steps.
 _CALL_TIMEOUT_S = 30.0
 _CONNECTION_ERRORS = (OSError, FrameError, msgspec.MsgspecError, gevent.Timeout)
@@ -197,7 +190,7 @@ class EngineClient:
         params: SamplingParams,
         deadline: float,
         options: RequestOptions = _NO_OPTIONS,
-    ) -> "EngineGeneration":
+    ) -> EngineGeneration:
         """See Engine."""
         connection = self._connection
         if connection is None or not self.health().is_ready:
@@ -248,7 +241,7 @@ class EngineClient:
         finally:
             del self._calls[message.request_id]
 
-    def submit(self, request: GenerateRequest, generation: "EngineGeneration") -> None:
+    def submit(self, request: GenerateRequest, generation: EngineGeneration) -> None:
         """Send a request whose outputs go to `generation`. Raises EngineDied or Overloaded."""
         if self._connection is None:
             raise EngineDied("The engine stopped while it worked on the request.")
@@ -320,7 +313,7 @@ class EngineClient:
             failed = self._generations.get(message.request_id)
             error = error_from_code(message.code, message.message, message.param)
             if failed is not None:
-                failed.fail(error)
+                failed.refuse(message.request_id, error)
             elif message.request_id in self._calls:
                 self._calls[message.request_id].set_exception(error)
         elif isinstance(message, SessionAnswer):
@@ -365,79 +358,3 @@ class EngineClient:
             if num_stale >= 2 and (self._generations or self._calls):
                 log.error("the engine gives no sign of life; failing %d requests", len(self._generations))
                 self._fail_all(EngineDied("The engine stopped responding while it worked on the request."))
-
-
-class EngineGeneration:
-    """See Generation: one engine request per prompt, all in one mailbox.
-
-    Only so many sequences are with the engine at a time, so that one HTTP request with a thousand prompts neither
-    fills the engine's waiting queue nor is refused for it.
-    """
-
-    def __init__(self, client: EngineClient, requests: Sequence[GenerateRequest], num_gathered_tokens: int = 1) -> None:
-        self._client = client
-        self._requests = requests
-        self._prompt_index = {request.request_id: i for i, request in enumerate(requests)}
-        self._n = requests[0].params.n
-        self._deadline = requests[0].deadline
-        self._waiting = deque(requests)
-        self._running: set[tuple[int, int]] = set()
-        self._is_closed = False
-        self._mailbox = Mailbox(num_gathered_tokens)
-
-    def submit(self) -> None:
-        """Hand over as many prompts as may run at once. Raises EngineDied or Overloaded."""
-        while self._waiting and (not self._running or len(self._running) + self._n <= _MAX_RUNNING_SEQUENCES):
-            request = self._waiting.popleft()
-            self._client.submit(request, self)
-            self._running.update((request.request_id, index) for index in range(self._n))
-
-    def __iter__(self) -> Iterator[tuple[int, RequestOutput]]:
-        while self._running:
-            end = self._deadline + _DEADLINE_SLACK_S
-            for output in self._mailbox.take(max(0.0, end - time.monotonic())):
-                key = (output.request_id, output.index)
-                if key not in self._running:
-                    continue
-                if output.finish_reason is not None:
-                    self._finish(key)
-                yield self._prompt_index[output.request_id], output
-            if time.monotonic() > end:
-                raise DeadlineExceeded("The request took longer than this server allows.")
-
-    def deliver(self, output: RequestOutput) -> None:
-        """The engine sent this."""
-        self._mailbox.put(output)
-
-    def fail(self, error: ServingError) -> None:
-        """The request ends with `error`, after what has already come."""
-        self._mailbox.fail(error)
-
-    def stop_sequence(self, prompt_index: int, index: int) -> None:
-        """See Generation."""
-        key = (self._requests[prompt_index].request_id, index)
-        if key in self._running:
-            self._client.abort(*key)
-            self._finish(key)
-
-    def cancel(self) -> None:
-        """See Generation."""
-        self.close()
-        self._mailbox.clear()
-        self.fail(RequestAborted("The client has left."))
-
-    def close(self) -> None:
-        """See Generation."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._waiting.clear()
-        for request_id in {request_id for request_id, _ in self._running}:
-            self._client.abort(request_id)
-            self._client.forget(request_id)
-
-    def _finish(self, key: tuple[int, int]) -> None:
-        self._running.discard(key)
-        if not any(request_id == key[0] for request_id, _ in self._running):
-            self._client.forget(key[0])
-        self.submit()

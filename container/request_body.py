@@ -13,6 +13,10 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from engine.api import DeadlineExceeded, InvalidRequest, RequestAborted, RequestError
 
 _READ_BYTES = 256 * 1024
+# A piece of a chunked body may be as many chunks, each with kilobytes of extensions: as long as it takes, nobody else
+# runs. So pieces are as large as what is read in a moment.
+_CHUNKED_BYTES = (64, 4 * 1024)
+_CHUNKED_PIECE_S = 0.005
 # A client that sends nothing for so long in the middle of its body has left.
 _READ_TIMEOUT_S = 60.0
 _UTF8 = r'(\s*;\s*charset="?utf-?8"?)?\s*;?'
@@ -70,13 +74,22 @@ def read_bytes(request: Request, max_bytes: int, deadline: float) -> bytes:
         raise _too_large(max_bytes)
     stream = request.environ["wsgi.input"]
     pieces = bytearray()
-    limit = max_bytes if declared is None else declared
+    limit, step = (max_bytes, _CHUNKED_BYTES[0]) if declared is None else (declared, _READ_BYTES)
+    begun = time.monotonic()
     try:
         # One byte over the limit is enough to know.
-        while piece := _read_piece(stream, min(_READ_BYTES, limit + 1 - len(pieces)), deadline):
+        while piece := _read_piece(stream, min(step, limit + 1 - len(pieces)), deadline):
             pieces += piece
             if len(pieces) > max_bytes:
                 raise _too_large(max_bytes)
+            # Reading does not wait, and so lets nobody else run, while there is something to read.
+            gevent.sleep(0)
+            if (now := time.monotonic()) > deadline:
+                raise DeadlineExceeded("The body did not arrive in time.")
+            if declared is None:
+                least, most = _CHUNKED_BYTES
+                step = min(2 * step, most) if now - begun < _CHUNKED_PIECE_S else max(step // 4, least)
+            begun = now
     except (NoMoreData, OSError) as error:
         raise RequestAborted("The client left in the middle of its body.") from error
     except ParseException as error:

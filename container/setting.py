@@ -116,6 +116,14 @@ class Given:
 Layer = dict[str, Given]
 
 
+def clean_secret(given: Given) -> Given:
+    """Without the end of a line, with which secrets come. Raises ConfigError, showing nothing, for what none can be."""
+    text = str(given.value).strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigError(f"{given.origin} holds characters that no token has")
+    return Given(text, given.origin)
+
+
 def parse_given(setting: Setting, text: str, origin: str) -> Given:
     """The value of `text`. Raises ConfigError with one line that begins with `origin`."""
     try:

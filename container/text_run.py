@@ -5,13 +5,13 @@ Knows Engine, TextStream and token counts. Must not know any response format.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from container.disconnect import DisconnectWatch
-from container.engine_client import Engine, RequestOptions
+from container.engine_client import Engine, Generation, RequestOptions
 from container.served_model import ServedModel
 from engine.api import GenerationFailed, InvalidRequest, SamplingParams, check_request
 from engine.text import TextDelta, TextStream
@@ -40,6 +40,10 @@ class TextRun:
         _check(job, model)
         self.job = job
         self._engine = engine
+        # Called once, when nothing of it is with the engine any more.
+        self.on_close: Callable[[], None] = lambda: None
+        self._generation: Generation | None = None
+        self._watch: DisconnectWatch | None = None
         self._streams = [TextStream(model.tokenizer, job.params) for _ in range(len(job.prompts) * job.params.n)]
 
     @property
@@ -74,6 +78,7 @@ class TextRun:
 
     def __iter__(self) -> Iterator[tuple[int, TextDelta]]:
         """Deltas as they come, until every choice has finished. Raises a ServingError."""
+        assert self._generation is not None, "start comes first"
         for prompt_index, output in self._generation:
             choice = prompt_index * self.job.params.n + output.index
             stream = self._streams[choice]
@@ -86,12 +91,17 @@ class TextRun:
 
     def cancel(self) -> None:
         """The client has left: whoever iterates gets RequestAborted. After `start`."""
-        self._generation.cancel()
+        if self._generation is not None:
+            self._generation.cancel()
 
     def close(self) -> None:
         """Stop watching and generating, whatever has been reached. May be called twice."""
-        self._watch.stop()
-        self._generation.close()
+        if self._watch is not None:
+            self._watch.stop()
+        if self._generation is not None:
+            self._generation.close()
+        on_close, self.on_close = self.on_close, lambda: None
+        on_close()
 
 
 def _check(job: Job, model: ServedModel) -> None:

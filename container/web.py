@@ -18,7 +18,7 @@ from gunicorn.arbiter import Arbiter
 
 from container.config import ServerConfig
 from container.custom_code.scripts import CustomCodeSettings
-from container.processes import LOG_FORMAT, configure_logging, die_with_parent
+from container.processes import LOG_FORMAT, OneLineFormatter, configure_logging, die_with_parent
 
 # gevent workers beat on their own: a silent one hangs in code that never yields.
 _HUNG_WORKER_S = 120
@@ -88,7 +88,7 @@ def gunicorn_settings(server: ServerConfig) -> dict[str, Any]:
         "keepalive": server.keepalive_s,
         "backlog": _BACKLOG,
         # The heartbeat file must not wait for a disk.
-        "worker_tmp_dir": str(shm) if shm.is_dir() else None,
+        "worker_tmp_dir": str(shm) if os.access(shm, os.W_OK | os.X_OK) else None,
         "limit_request_line": _MAX_REQUEST_LINE_BYTES,
         "limit_request_fields": _MAX_HEADERS,
         "limit_request_field_size": _MAX_HEADER_BYTES,
@@ -105,7 +105,7 @@ def _logging(server: ServerConfig) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": LOG_FORMAT}},
+        "formatters": {"line": {"()": OneLineFormatter, "fmt": LOG_FORMAT}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {

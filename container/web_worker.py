@@ -21,6 +21,8 @@ from gunicorn.workers.ggevent import GeventWorker
 
 _ERROR_SEND_S = 5.0
 _LATE_REQUEST_S = 1.0
+# A client that has not read what was sent to it for so long is gone, or means to hold what its answer takes.
+_UNREAD_LIMIT_S = 120
 
 
 class _Page:
@@ -64,6 +66,8 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no typ
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""
         self._idle.add(client)
+        with contextlib.suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_LIMIT_S * 1000)
         try:
             super().handle(listener, client, addr)
         finally:

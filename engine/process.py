@@ -87,7 +87,7 @@ class EngineProcess:
         self._enter("starting", "importing torch")
         try:
             runner, model = self._load_runner(self._config, lambda stage: self._enter("starting", stage))
-        except (ValueError, OSError, MemoryError, OverflowError) as error:
+        except (ValueError, OSError, MemoryError, OverflowError, RecursionError) as error:
             log.error("cannot load the model: %s", error)
             self._enter("failed", "the model cannot be loaded; see the log")
             self._server.flush(FLUSH_S)

@@ -42,6 +42,7 @@ from sagemaker.local_async import DEFAULT_TIMEOUT_S, MAX_INLINE_BYTES, AsyncInvo
 
 DEFAULT_MAX_PAYLOAD_BYTES = 25 * 2**20
 # How much of a refused body is read and thrown away, so that the client reads our answer and not a broken pipe.
+_MAX_DIGITS = 15
 _MAX_DRAINED_BYTES = 256 * 2**20
 _IDLE_TIMEOUT_S = 60.0
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream|async-invocations)")
@@ -164,6 +165,11 @@ class _Server(ThreadingHTTPServer):
             _logger.exception("a request failed")
 
 
+def _is_number(text: str) -> bool:
+    """Python refuses to read a number of thousands of digits."""
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
@@ -173,7 +179,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
-        match = _PATH.fullmatch(urllib.parse.urlsplit(self.path).path)
+        try:
+            match = _PATH.fullmatch(urllib.parse.urlsplit(self.path).path)
+        except ValueError:  # half an IPv6 address
+            match = None
         if match is None:
             self._unknown_operation()
             return
@@ -250,8 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise BadInput(f"Body is over {MAX_INLINE_BYTES} bytes: use InputLocation.")
             if (location is None) == (not body):
                 raise BadInput("Give one of Body and InputLocation.")
-            if not (timeout.isascii() and timeout.isdigit() and 1 <= int(timeout) <= 3600):
-                raise BadInput(f"InvocationTimeoutSeconds {timeout} is not 1 to 3600.")
+            if not (_is_number(timeout) and 1 <= int(timeout) <= 3600):
+                raise BadInput(f"InvocationTimeoutSeconds {timeout[:20]} is not 1 to 3600.")
             accepted = self.server.asynchronous().submit(
                 body if location is None else read_input(location),
                 self._container_headers("InvokeEndpoint"),
@@ -322,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body_length(self) -> int | None:
         """The length of a body that may be read; None when the request has been refused."""
         text = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not (text.isascii() and text.isdigit()):
+        if "Transfer-Encoding" in self.headers or not _is_number(text):
             self.close_connection = True
             self._refuse(411, "ValidationError", "The request needs a Content-Length.")
             return None
@@ -344,7 +353,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_expect_100(self) -> bool:
         """Ask for the body only where it will be read; http.server's own asks always."""
         text = self.headers.get("Content-Length", "0")
-        if text.isascii() and text.isdigit() and int(text) <= self.server.config.max_payload_bytes:
+        if _is_number(text) and int(text) <= self.server.config.max_payload_bytes:
             return super().handle_expect_100()
         return True
 

@@ -18,6 +18,7 @@ from sagemaker.container import Address
 from sagemaker.invocation import ClientLeft, ContainerBroke, ContainerTimedOut, Invocation
 
 MAX_INLINE_BYTES = 128_000
+MAX_INPUT_BYTES = 10**9
 DEFAULT_TIMEOUT_S = 900.0
 # The platform's default of MaxConcurrentInvocationsPerInstance is its own choice; this many keep a small engine busy.
 MAX_CONCURRENT = 8
@@ -99,10 +100,22 @@ class AsyncInvocations:
 
 def read_input(location: str) -> bytes:
     """The bytes at a file:// URI. Raises BadInput; the local endpoint has no S3."""
-    parts = urllib.parse.urlsplit(location)
+    try:
+        parts = urllib.parse.urlsplit(location)
+        path = Path(urllib.parse.unquote(parts.path))
+        is_file = path.is_file()
+        too_large = is_file and path.stat().st_size > MAX_INPUT_BYTES
+    except (ValueError, OSError):
+        raise BadInput(f"InputLocation {location[:200]} is no address of a file.") from None
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise BadInput(f"InputLocation {location} is not of the form file:///PATH: the local endpoint has no S3.")
+    if path.exists() and not is_file:
+        raise BadInput(f"InputLocation {location} is not a file.")
+    if too_large:
+        raise BadInput(f"InputLocation {location} is over {MAX_INPUT_BYTES} bytes, the platform's limit.")
     try:
-        return Path(urllib.parse.unquote(parts.path)).read_bytes()
+        return path.read_bytes()
+    except ValueError:  # a name with a zero byte in it
+        raise BadInput(f"InputLocation {location[:200]} is no address of a file.") from None
     except OSError as error:
         raise BadInput(f"InputLocation {location} cannot be read: {error.strerror}.") from error

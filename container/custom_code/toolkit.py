@@ -19,7 +19,8 @@ from flask import Request, Response
 
 from container.custom_code.handle import EngineHandle
 from container.custom_code.scripts import CustomCodeError
-from container.schema.fields import named, split
+from container.schema.body import split
+from container.schema.fields import named
 from container.schema.generate import NAMES, read_generate
 from container.schema.limits import PromptLimits
 from engine.api import InvalidRequest

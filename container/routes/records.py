@@ -19,8 +19,9 @@ from gevent.event import Event
 
 from container.disconnect import DisconnectWatch, hang_up
 from container.responses import JSON_LINES, error_body, log_error
-from container.routes.serving import Serving
-from container.schema.fields import RawBody, split
+from container.routes.serving import WAITING_PART, Serving
+from container.schema.body import split
+from container.schema.fields import RawBody
 from engine.api import (
     DeadlineExceeded,
     EngineDied,
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 
 Answer = Callable[[Serving, RawBody], Response]
 
-# Some wait in the engine, so that none of its places is ever free; the rest of its queue is for others.
-_WAITING_PART = 4
 # Of answers that wait for an earlier one, or for a client that reads slowly.
 _MAX_HELD_BYTES = 64 * 2**20
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
@@ -85,10 +84,8 @@ class RecordBatch:
         self._has_room.set()
         serving.engine.model()  # not ready: the whole request waits, or fails, rather than each record
         num_seqs = serving.engine.max_num_seqs()
-        num_places = num_seqs + max(2, num_seqs // _WAITING_PART)
-        # Several batches share what one may have, so that they do not fill the engine's queue together.
-        self._places = serving.batch_places.of(num_places)
-        self._workers = [gevent.Greenlet(self._work) for _ in range(num_places)]
+        # What they have with the engine at a time is bounded in `Serving.start`, over all batches.
+        self._workers = [gevent.Greenlet(self._work) for _ in range(num_seqs + max(2, num_seqs // WAITING_PART))]
         self._watch = DisconnectWatch(self._call.socket, lambda: self._fail(RequestAborted("The client has left.")))
         self._num_running = len(self._workers)
         for worker in self._workers:
@@ -133,8 +130,7 @@ class RecordBatch:
     def _work(self) -> None:
         """One of the places in the batch: record after record."""
         for index, record in self._records:
-            with self._places:
-                line = self._line(record)
+            line = self._line(record)
             self._done[index] = line
             self._num_held_bytes += len(line)
             self._has_news.set()
@@ -180,6 +176,20 @@ def lines(body: bytes) -> Iterator[bytes]:
         end = body.find(b"\n", start)
         end = len(body) if end < 0 else end
         line = body[start:end].strip()
+        start = end + 1
         if line:
             yield line
-        start = end + 1
+        else:
+            start += _num_blanks(body, start)
+
+
+def _num_blanks(body: bytes, start: int) -> int:
+    """Of the blanks at `start`. Line by line, a body of nothing else would keep the worker for seconds."""
+    num_blanks, step = 0, 64
+    while window := body[start + num_blanks : start + num_blanks + step]:
+        num_here = len(window) - len(window.lstrip())
+        num_blanks += num_here
+        if num_here < len(window):
+            break
+        step = min(2 * step, 2**20)
+    return num_blanks

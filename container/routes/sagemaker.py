@@ -14,7 +14,8 @@ from container.request_body import JSON_OR_LINES_BODY, is_json_lines
 from container.responses import JSON_LINES, SERVER_SENT_EVENTS, StreamFormat, json_response
 from container.routes import chat, completions, generate, records, sessions
 from container.routes.serving import Serving
-from container.schema.fields import RawBody, split
+from container.schema.body import NOT_SERVED, REQUEST_TYPE, split
+from container.schema.fields import RawBody
 from container.schema.invocation import (
     CUSTOM_ATTRIBUTES,
     INFERENCE_ID,
@@ -30,14 +31,6 @@ _RETRY_AFTER_S = "2"
 
 _ANSWERS = {"messages": chat.answer, "prompt": completions.answer, "inputs": generate.answer}
 _ROUTES = {"/v1/chat/completions": chat.answer, "/v1/completions": completions.answer}
-# What a body without any of ours may want.
-_NOT_SERVED = {
-    "input": "an embedding (or OpenAI's Responses)",
-    "documents": "a ranking",
-    "query": "a ranking",
-    "text_1": "a score",
-    "instances": "TensorFlow Serving's predict",
-}
 
 
 def ping(serving: Serving) -> Response:
@@ -60,7 +53,7 @@ def invocations(serving: Serving) -> Response:
     if is_json_lines(request) or serving.config.batch_transform:
         return _answer_records(serving, headers, body)
     raw = split(body)
-    if sessions.REQUEST_TYPE in raw:
+    if REQUEST_TYPE in raw:
         return sessions.change(serving, raw, headers.session_id)
     serving = serving.with_call(stream_format=_stream_format(serving.config, headers))
     with sessions.turn(serving, headers.session_id) as turn:
@@ -115,7 +108,7 @@ def _answer_records(serving: Serving, headers: InvocationHeaders, body: bytes) -
     _check_targets(serving, headers)
 
     def answer(serving: Serving, raw: RawBody) -> Response:
-        for name in ("stream", sessions.REQUEST_TYPE):
+        for name in ("stream", REQUEST_TYPE):
             if name in raw and bytes(memoryview(raw[name])[:5]) not in (b"false", b"null"):
                 raise InvalidRequest(f"'{name}' is not possible in a batch of records.", name)
         return _by_route(serving, raw, headers.route)
@@ -145,7 +138,7 @@ def _by_route(serving: Serving, raw: RawBody, route: str | None) -> Response:
     asked = [name for name in present if not _is_null(raw[name])]
     for name in asked or present:
         return _ANSWERS[name](serving, raw)
-    for name, what in _NOT_SERVED.items():
+    for name, what in NOT_SERVED.items():
         if name in raw:
             raise InvalidRequest(
                 f"'{name}' asks for {what}, which is not served here: this model generates text.", name

@@ -4,21 +4,25 @@ Knows Flask's request and what the OpenAI schemas share. Must not know any respo
 """
 
 import dataclasses
+import functools
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from flask import Response, g, request
-from gevent.lock import Semaphore
+from gevent.event import Event
 
 from container.config import ServerConfig
 from container.engine_client import Engine, RequestOptions
+from container.engine_generation import MAX_RUNNING_SEQUENCES
 from container.native_thread import in_thread
 from container.request_body import JSON_BODY, read_body
 from container.responses import SERVER_SENT_EVENTS, EventStream, StreamFormat, event_stream_response
-from container.schema.fields import RawBody, split
+from container.schema.body import split
+from container.schema.fields import RawBody
 from container.schema.sampling import SamplingFields
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
@@ -31,6 +35,8 @@ PreparedT = TypeVar("PreparedT")
 # Below this many bytes validating, rendering and encoding take a few milliseconds; above, a native thread keeps the
 # worker responsive.
 _MAX_INLINE_BYTES = 20_000
+# Some of a batch wait in the engine, so that none of its places is ever free; the rest of its queue is for others.
+WAITING_PART = 4
 # The same for log-probabilities in an answer.
 _MAX_INLINE_LOGPROBS = 5_000
 # Tokens of a sequence at a time, where nobody waits for each: waking up costs as much as all else done for a token.
@@ -99,17 +105,40 @@ class Call:
 
 
 class BatchPlaces:
-    """How many records of all of a worker's batches are with the engine at a time."""
+    """How many sequences of all of a worker's batches are with the engine at a time; first come, first served."""
 
     def __init__(self) -> None:
+        self._num_taken = 0
         self._num_places = 0
-        self._places = Semaphore(0)
+        self._waiting: deque[tuple[int, Event]] = deque()
 
-    def of(self, num_places: int) -> Semaphore:
-        """To be held while a record is worked on. num_places: what the engine's settings allow; it does not change."""
-        if num_places != self._num_places:
-            self._num_places, self._places = num_places, Semaphore(num_places)
-        return self._places
+    def take(self, num_wanted: int, num_places: int) -> int:
+        """Wait until so many of the `num_places` are free, or all where more are wanted; how many were taken."""
+        self._num_places = num_places
+        num = min(num_wanted, num_places)
+        place = (num, Event())
+        self._waiting.append(place)
+        self._hand_out()
+        try:
+            place[1].wait()
+        except BaseException:
+            if place[1].is_set():
+                self.give_back(num)
+            else:
+                self._waiting.remove(place)
+            raise
+        return num
+
+    def give_back(self, num: int) -> None:
+        """They are free again."""
+        self._num_taken -= num
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._num_taken + self._waiting[0][0] <= self._num_places:
+            num, event = self._waiting.popleft()
+            self._num_taken += num
+            event.set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +170,23 @@ class Serving:
         return read_body(request, types, self.config.max_body_mb * 2**20, self._call.deadline)
 
     def start(self, model: ServedModel, job: Job) -> TextRun:
-        """Start generating for the request; the caller must `close` the run."""
+        """Start generating for the request; the caller must `close` the run. One of a batch waits for its places."""
         call = self._call
         # A stop string ends its text, and the engine's work on it, at once.
         num_gathered = _NUM_GATHERED_TOKENS if call.is_batched and not job.params.stop else 1
         options = dataclasses.replace(job.options, session_id=call.session_id, num_gathered_tokens=num_gathered)
         job = dataclasses.replace(job, options=options)
         run = TextRun(self.engine, model, job)
-        run.start(call.deadline, call.socket)
+        if call.is_batched:
+            num_seqs = self.engine.max_num_seqs()
+            num_places = num_seqs + max(2, num_seqs // WAITING_PART)
+            num = self.batch_places.take(min(run.num_choices, MAX_RUNNING_SEQUENCES), num_places)
+            run.on_close = functools.partial(self.batch_places.give_back, num)
+        try:
+            run.start(call.deadline, call.socket)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def counts_tokens(self, fields: SamplingFields) -> bool:

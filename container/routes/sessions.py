@@ -13,11 +13,11 @@ import msgspec
 from flask import Response
 
 from container.routes.serving import Serving
+from container.schema.body import REQUEST_TYPE
 from container.schema.fields import FieldRule, RawBody, read
 from container.schema.invocation import CLOSED_SESSION_ID, NEW_SESSION_ID, SESSION_ID
 from engine.api import InvalidRequest, RequestError, ServingError, SessionAnswer
 
-REQUEST_TYPE = "requestType"
 NEW_SESSION = "NEW_SESSION"
 CLOSE = "CLOSE"
 _RULE = FieldRule(neutral={}, without_effect=frozenset())

@@ -18,7 +18,7 @@ _MAX_OBJECT_BYTES = 2**21
 _MAX_MESSAGES = 10_000
 _MAX_TOOLS = 1024
 
-_RULE = FieldRule(
+RULE = FieldRule(
     neutral={
         **SHARED_NEUTRAL,
         "add_special_tokens": (False,),
@@ -158,7 +158,7 @@ def read_chat(raw: RawBody, limits: PromptLimits) -> ChatRequest:
     """The request of a body. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
     if "messages" in raw:
         limits.check_bytes(num_bytes(raw["messages"]), "messages")
-    request = read(raw, ChatRequest, _RULE)
+    request = read(raw, ChatRequest, RULE)
     if not request.messages:
         raise InvalidRequest("'messages' must have at least one message.", "messages")
     for name, count, most in (

@@ -13,7 +13,7 @@ from engine.api import MAX_N, InvalidRequest, ModelInfo, SamplingParams
 
 MAX_SEQUENCES = 1024
 
-_RULE = FieldRule(
+RULE = FieldRule(
     neutral={**SHARED_NEUTRAL, "add_special_tokens": (True,), "suffix": ("",), "prompt_embeds": NOTHING},
     without_effect=WITHOUT_EFFECT,
     max_bytes={"prompt": None},
@@ -60,7 +60,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
 def read_completion(raw: RawBody, limits: PromptLimits) -> tuple[CompletionRequest, list[Prompt]]:
     """The request of a body, and its prompts. Raises InvalidRequest or ContextLengthExceeded, naming the field."""
-    request = read(raw, CompletionRequest, _RULE)
+    request = read(raw, CompletionRequest, RULE)
     request.check()
     if request.logprobs is True:
         raise InvalidRequest("'logprobs' must be a number here, not true.", "logprobs")

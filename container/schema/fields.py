@@ -6,7 +6,6 @@ known field is accepted (null is neutral everywhere), and fields that can mean n
 Knows msgspec and its messages. Must not know which fields a route has.
 """
 
-import codecs
 import contextlib
 import dataclasses
 import re
@@ -32,9 +31,6 @@ _MAX_SHOWN_CHARS = 100
 # of 1024 characters take 192 KiB at most.
 _MAX_FIELD_BYTES = 2**19
 _MAX_NEUTRAL_BYTES = 1024
-_UTF8_STEP_BYTES = 2**20
-
-_raw_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +47,6 @@ class FieldRule:
     max_bytes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
 
-def split(body: bytes) -> RawBody:
-    """The body's top-level fields, unread. Raises InvalidRequest when it is not a JSON object in UTF-8."""
-    # Editors and shells on Windows write a mark in front, which RFC 8259 lets a reader ignore.
-    body = body.removeprefix(codecs.BOM_UTF8)
-    try:
-        _check_utf8(body)
-        return _raw_decoder.decode(body)
-    except msgspec.ValidationError:
-        raise InvalidRequest("The request body must be a JSON object.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {_json_problem(error)}.") from None
-
-
 def read(raw: RawBody, struct: type[StructT], rule: FieldRule) -> StructT:
     """The struct with the fields that take effect. Raises InvalidRequest, naming the field, as the rule says."""
     names = {field.encode_name for field in msgspec.structs.fields(struct)}
@@ -78,22 +61,13 @@ def read(raw: RawBody, struct: type[StructT], rule: FieldRule) -> StructT:
         elif name in rule.neutral:
             _check_neutral(name, value, rule.neutral[name])
         elif name not in rule.without_effect:
-            raise InvalidRequest(f"Unknown field '{_shown(name)}'.", _shown(name))
+            raise InvalidRequest(f"Unknown field '{shown(name)}'.", shown(name))
     try:
         return msgspec.json.decode(msgspec.json.encode(given), type=struct)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {_json_problem(error)}.") from None
-
-
-def _check_utf8(body: bytes) -> None:
-    # What nobody reads is not looked into by msgspec; in steps, so that other threads get the interpreter's lock.
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    view = memoryview(body)
-    for start in range(0, len(view), _UTF8_STEP_BYTES):
-        decoder.decode(view[start : start + _UTF8_STEP_BYTES])
-    decoder.decode(b"", final=True)
+        raise InvalidRequest(f"The request body is not valid JSON: {json_problem(error)}.") from None
 
 
 def _check_length(name: str, raw: msgspec.Raw, max_bytes: int | None) -> None:
@@ -108,7 +82,7 @@ def _check_neutral(name: str, raw: msgspec.Raw, neutral: tuple[Any, ...]) -> Non
         try:
             value = msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequest(f"The request body is not valid JSON: {_json_problem(error)}.", name) from None
+            raise InvalidRequest(f"The request body is not valid JSON: {json_problem(error)}.", name) from None
         for one in neutral:
             # bool is an int in Python, but `"best_of": true` is no number.
             if value == one and isinstance(value, bool) == isinstance(one, bool):
@@ -138,18 +112,19 @@ def invalid(error: msgspec.ValidationError, root: str = "") -> InvalidRequest:
         path = match["path"].removeprefix(".").removesuffix("[...]")
         text = text[: match.start()]
     if field := _FIELD.search(text):
-        path = f"{path}.{_shown(field['name'])}".removeprefix(".")
+        path = f"{path}.{shown(field['name'])}".removeprefix(".")
         text = "is missing" if field[1] == "required" else "is not a known field"
     elif expected := _EXPECTED.match(text):
         kinds = expected["expected"].replace(" | null", "").replace("|", "or")
         text = f"must be {kinds}, not {expected['got']}"
     else:
-        text = f"is not valid: {_shown(text[:1].lower() + text[1:])}"
+        text = f"is not valid: {shown(text[:1].lower() + text[1:])}"
     path = root + path or "body"
     return InvalidRequest(f"'{path}' {text}.", path)
 
 
-def _json_problem(error: Exception) -> str:
+def json_problem(error: Exception) -> str:
+    """What is wrong with JSON that could not be decoded."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -158,6 +133,7 @@ def _json_problem(error: Exception) -> str:
     return text or "it is malformed"
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A caller's own text in a message."""
     # A name is the caller's own text and comes back to them; it must not make the answer as large as the body.
     return name if len(name) <= _MAX_SHOWN_CHARS else name[:_MAX_SHOWN_CHARS] + "…"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("engine", "kernels", "container", "sagemaker")
 MAX_FILE_LINES = 450
 # Lines of Python that the product may have, tests and benchmarks apart: small enough to read in a day.
-MAX_PRODUCT_LINES = 26_000
+MAX_PRODUCT_LINES = 27_000
 # One place of each may see the environment.
 ENVIRONMENT_READERS = {"container/config.py"}
 

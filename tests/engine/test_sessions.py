@@ -65,6 +65,17 @@ def test_whoever_opens_them_all_ends_the_idle_ones_and_not_those_in_use(caplog: 
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_a_flood_of_openings_ends_no_session_that_has_had_a_turn() -> None:
+    sessions = Sessions(KVCacheManager(10, 16))
+    used = [sessions.open(60) for _ in range(3)]
+    for session in used:
+        sessions.check(session.id)
+    for _ in range(2 * MAX_SESSIONS):
+        sessions.open(60)
+    assert [sessions.check(session.id) for session in used] == used
+    assert len(sessions) == MAX_SESSIONS
+
+
 def served_with_session(num_blocks: int = 31) -> tuple[Served, Sessions, str]:
     served = Served(num_blocks)
     sessions = Sessions(served.core.scheduler.kv_cache)

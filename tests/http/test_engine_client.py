@@ -87,7 +87,7 @@ def test_a_finished_generation_aborts_nothing(engine_client: EngineClient, engin
 def test_the_worker_ends_what_the_engine_forgot(
     engine_client: EngineClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("container.engine_client._DEADLINE_SLACK_S", 0.1)
+    monkeypatch.setattr("container.engine_generation._DEADLINE_SLACK_S", 0.1)
     engine.held.set()
     generation = engine_client.generate([[1]], PARAMS, deadline(0.1))
     with pytest.raises(DeadlineExceeded):

@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, bytes, int, str | None]] = {
     "stop": (COMPLETIONS, b'{"prompt":"a","stop":[' + many(b'"a"') + b"]}", 400, "stop"),
     "neutral": (COMPLETIONS, b'{"prompt":"a","logit_bias":[' + many(b"1") + b"]}", 400, "logit_bias"),
     "metadata": (COMPLETIONS, b'{"prompt":"a","max_tokens":2,"metadata":[' + many(b"1") + b"]}", 200, None),
+    "keys": (COMPLETIONS, b"{" + b",".join(b'"%x":1' % i for i in range(SIZE // 10)) + b"}", 400, "0"),
+    "blank lines": (INVOCATIONS, b"\n" * (10 * SIZE) + b"{}", 400, None),
     "unknown": (COMPLETIONS, b'{"prompt":"a","mood":[' + many(b"1") + b"]}", 400, "mood"),
 }
 

@@ -86,6 +86,30 @@ def test_a_full_queue_makes_records_wait(http: FlaskClient, engine: ScriptedEngi
     assert len(engine.generated) > 40, "nothing was ever refused: this shows nothing"
 
 
+def test_blank_lines_are_skipped() -> None:
+    body = b"\n \r\n{1}\n\n" + b" \n" * 100_000 + b"{2}\r\n \n{3}" + b"\n" * 3_000_000
+    assert list(records.lines(body)) == [b"{1}", b"{2}", b"{3}"]
+    assert list(records.lines(b"\n" * 100)) == []
+
+
+def test_a_record_of_many_prompts_takes_as_many_places(http: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.max_num_seqs, engine.step_s = 8, 0.01
+    gevent.sleep(0.5)  # the worker has heard of it
+    lines = [{"prompt": ["a"] * 6, "max_tokens": 3}] * 10 + [{"prompt": "a", "n": 20, "max_tokens": 3}]
+    answers = [json.loads(line) for line in post(http, lines).text.splitlines()]
+    assert [len(answer["choices"]) for answer in answers] == [6] * 10 + [20]
+    # One request is never split over places that it does not have: it goes alone.
+    assert engine.most_running <= 20
+
+
+def test_a_prompt_that_finds_no_room_waits_for_those_beside_it(http: FlaskClient, engine: ScriptedEngine) -> None:
+    engine.max_running, engine.echoes = 4, True
+    answer = http.post("/v1/completions", json={"prompt": [f"{i}" for i in range(30)], "max_tokens": 9})
+    assert [choice["text"] for choice in answer.get_json()["choices"]] == [str(i) for i in range(30)]
+    assert engine.most_running <= 4
+    assert len(engine.generated) > 30, "nothing was ever refused: this shows nothing"
+
+
 def test_batches_share_their_places(http: FlaskClient, engine: ScriptedEngine) -> None:
     engine.max_num_seqs, engine.step_s = 8, 0.01
     gevent.sleep(0.5)  # the worker has heard of it

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,35 @@ def test_chunked_bodies(web: WebProcess, engine: ScriptedEngine) -> None:
         for _ in range(101):
             sock.sendall(chunk)
         assert read_response(sock)[0] == 413
+
+
+@pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b'1;a="' + b"x" * 3000 + b'"\r\na\r\n'], ids=["tiny", "extended"])
+def test_ping_is_answered_while_tiny_chunks_arrive(web: WebProcess, engine: ScriptedEngine, chunk: bytes) -> None:
+    is_over = threading.Event()
+
+    def send() -> None:
+        with web.connect() as sock, contextlib.suppress(OSError):
+            sock.sendall(post_bytes(CHAT, b"", "Transfer-Encoding: chunked"))
+            while not is_over.is_set():
+                sock.sendall(chunk * 2000)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert web.ping()[0] == 200  # within the 2 s of the platform
+    finally:
+        is_over.set()
+        thread.join(20)
+
+
+def test_a_callers_text_is_no_line_of_the_log(web: WebProcess, engine: ScriptedEngine) -> None:
+    body = {**BODY, "model": "x\n2026-12-01 00:00:00,000 ERROR 1 container.supervisor: made up \x1b[31m"}
+    assert post(web, CHAT, body)[0] == 404
+    log = web.log.read_text()
+    assert "made up" in log
+    assert "x\\x0a2026-12-01 00:00:00,000 ERROR 1 container.supervisor: made up \\x1b[31m" in log
 
 
 def test_head_and_options(web: WebProcess) -> None:

@@ -111,9 +111,13 @@ def pip_mounts(folder: Path, variant: str) -> list[str]:
     arguments = []
     for path in sorted(paths):
         arguments += ["--volume", f"{path}:{path}:ro"]
-    settings = dict(line.split("=", 1) for line in told.splitlines() if line.startswith(("global.", "env:.")))
-    lines = [f"{name.split('.')[-1]} = {value.strip(chr(39))}" for name, value in settings.items()]
-    if lines:
+    # The environment's come first in pip's list, and win.
+    settings: dict[str, str] = {}
+    for line in told.splitlines():
+        place, _, value = line.partition("=")
+        if place.startswith(("global.", "env:.", ":env:.")):
+            settings.setdefault(place.split(".")[-1], value.strip("'"))
+    if lines := [f"{name} = {value}" for name, value in settings.items()]:
         configuration = folder / "pip.conf"
         configuration.write_text("[global]\n" + "\n".join(lines) + "\n")
         arguments += ["--volume", f"{configuration}:/etc/pip.conf:ro"]

@@ -97,3 +97,10 @@ def test_what_libraries_scripts_and_the_platform_read_may_stand_there_too() -> N
     assert settings.custom_code == {"CUSTOM_PRE_PROCESS": "model:pre", "SAGEMAKER_PROGRAM": "b.py"}
     assert (settings.server.session_expiration_s, settings.server.batch_max_payload_mb) == (60, 8)
     assert config.child_environment(settings.environment)["HF_ENDPOINT"] == "http://hub"
+
+
+def test_a_token_comes_without_the_end_of_its_line() -> None:
+    assert load([], {"HF_MODEL_ID": HUB_ID, "HF_TOKEN": "hf_secret\n"}).server.hf_token == "hf_secret"
+    line = refusal({"HF_MODEL_ID": HUB_ID, "HF_TOKEN": "hf_\u20acsecret"})
+    assert line == "HF_TOKEN holds characters that no token has"
+    assert refusal({"SM_GALLEY_CONFIG_YAML": "[" * 5000}).endswith("it is nested too deeply")

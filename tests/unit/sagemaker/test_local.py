@@ -316,6 +316,9 @@ def test_an_asynchronous_call_that_fails(client: Any, body: str, words: str) -> 
     [
         ({"InputLocation": "s3://bucket/key"}, "the local endpoint has no S3"),
         ({"InputLocation": "file:///nowhere/at/all"}, "No such file"),
+        ({"InputLocation": "file:///dev/zero"}, "is not a file"),
+        ({"InputLocation": "file:///etc/%00passwd"}, "no address of a file"),
+        ({"InputLocation": "file://[::/x"}, "no address of a file"),
         ({"Body": b"x" * 128_001}, "over 128000 bytes"),
         ({}, "one of Body and InputLocation"),
         ({"Body": b"x", "InputLocation": "file:///x"}, "one of Body and InputLocation"),

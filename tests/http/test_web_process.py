@@ -221,6 +221,22 @@ def test_ping_is_answered_while_tiny_chunks_arrive(web: WebProcess, engine: Scri
         thread.join(20)
 
 
+def test_the_kernel_drops_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from container.web_worker import DrainingWorker
+
+    limits: list[int] = []
+
+    def handle(worker: Any, listener: Any, client: socket.socket, addr: Any) -> None:
+        limits.append(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr("gunicorn.workers.ggevent.GeventWorker.handle", handle)
+    worker = DrainingWorker.__new__(DrainingWorker)
+    worker._idle = set()
+    with socket.socket() as client:
+        worker.handle(None, client, None)
+    assert limits == [120_000]
+
+
 def test_a_callers_text_is_no_line_of_the_log(web: WebProcess, engine: ScriptedEngine) -> None:
     body = {**BODY, "model": "x\n2026-12-01 00:00:00,000 ERROR 1 container.supervisor: made up \x1b[31m"}
     assert post(web, CHAT, body)[0] == 404

@@ -26,7 +26,7 @@ from container.schema.fields import RawBody
 from container.schema.sampling import SamplingFields
 from container.served_model import ServedModel
 from container.text_run import Job, TextRun
-from engine.api import InvalidRequest, SamplingParams, TokenLogprobs
+from engine.api import DeadlineExceeded, InvalidRequest, SamplingParams, TokenLogprobs
 from engine.text import TextDelta, bad_words_ids
 
 P = ParamSpec("P")
@@ -112,20 +112,25 @@ class BatchPlaces:
         self._num_places = 0
         self._waiting: deque[tuple[int, Event]] = deque()
 
-    def take(self, num_wanted: int, num_places: int) -> int:
-        """Wait until so many of the `num_places` are free, or all where more are wanted; how many were taken."""
+    def take(self, num_wanted: int, num_places: int, deadline: float) -> int:
+        """Wait until so many of the `num_places` are free, or all where more are wanted; how many were taken.
+
+        Raises DeadlineExceeded when they are not by `deadline` (monotonic).
+        """
         self._num_places = num_places
         num = min(num_wanted, num_places)
         place = (num, Event())
         self._waiting.append(place)
         self._hand_out()
         try:
-            place[1].wait()
+            if not place[1].wait(max(0.0, deadline - time.monotonic())):
+                raise DeadlineExceeded("The record found no room before the request's deadline.")
         except BaseException:
             if place[1].is_set():
                 self.give_back(num)
             else:
                 self._waiting.remove(place)
+                self._hand_out()  # it may have stood before smaller ones
             raise
         return num
 
@@ -180,7 +185,7 @@ class Serving:
         if call.is_batched:
             num_seqs = self.engine.max_num_seqs()
             num_places = num_seqs + max(2, num_seqs // WAITING_PART)
-            num = self.batch_places.take(min(run.num_choices, MAX_RUNNING_SEQUENCES), num_places)
+            num = self.batch_places.take(min(run.num_choices, MAX_RUNNING_SEQUENCES), num_places, call.deadline)
             run.on_close = functools.partial(self.batch_places.give_back, num)
         try:
             run.start(call.deadline, call.socket)

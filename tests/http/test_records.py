@@ -15,6 +15,8 @@ from container.app import create_app
 from container.config import ServerConfig
 from container.engine_client import EngineClient
 from container.routes import records
+from container.routes.serving import BatchPlaces
+from engine.api import DeadlineExceeded
 from tests.http.scripted_engine import ScriptedEngine, wait_until
 from tests.http.web_process import WebProcess, post_bytes, running_web
 
@@ -108,6 +110,23 @@ def test_a_prompt_that_finds_no_room_waits_for_those_beside_it(http: FlaskClient
     assert [choice["text"] for choice in answer.get_json()["choices"]] == [str(i) for i in range(30)]
     assert engine.most_running <= 4
     assert len(engine.generated) > 30, "nothing was ever refused: this shows nothing"
+
+
+def test_places_are_handed_out_in_order_and_not_waited_for_past_the_deadline() -> None:
+    places = BatchPlaces()
+    soon = time.monotonic() + 20
+    assert places.take(5, 3, soon) == 3  # all that there are
+    with pytest.raises(DeadlineExceeded):
+        places.take(1, 3, time.monotonic() + 0.02)
+    waiting = [gevent.spawn(places.take, num, 3, soon) for num in (2, 2, 1)]
+    gevent.sleep(0)
+    places.give_back(3)
+    gevent.joinall(waiting, timeout=0.05)
+    # The third would fit beside the first, and does not overtake the second.
+    assert [one.ready() for one in waiting] == [True, False, False]
+    waiting[1].kill()
+    gevent.joinall(waiting, timeout=0.05)
+    assert waiting[2].value == 1
 
 
 def test_batches_share_their_places(http: FlaskClient, engine: ScriptedEngine) -> None:

@@ -9,6 +9,7 @@ from tests.contract.table import NOTHING, ROOT, Removal, held_by, removals, rows
 
 def test_there_are_rows() -> None:
     assert len(rows()) > 75
+    assert len({cells[0] for cells in rows()}) == len(rows()), "a row is known by its first cell"
 
 
 @pytest.mark.parametrize("cells", rows(), ids=lambda cells: cells[0][:50])

@@ -353,6 +353,15 @@ def test_the_served_model_by_the_names_that_clients_send(http: FlaskClient, engi
     assert http.post(CHAT, json={"messages": HI, "model": name}).get_json()["model"] == "tiny"
 
 
+@pytest.mark.parametrize("num_chars", [10, 500_000])
+def test_a_field_that_nobody_knows_may_be_null_in_a_body_of_any_size(
+    http: FlaskClient, engine: ScriptedEngine, num_chars: int
+) -> None:
+    body = {"prompt": "a", "max_tokens": 2, "user": "x" * num_chars}
+    assert http.post(COMPLETIONS, json={**body, "mood": None}).status_code == 200
+    assert http.post(COMPLETIONS, json={**body, "mood": 1}).get_json()["error"]["param"] == "mood"
+
+
 @pytest.mark.parametrize("url", [CHAT, INVOCATIONS])
 def test_another_models_name_is_not_found(http: FlaskClient, engine: ScriptedEngine, url: str) -> None:
     response = http.post(url, json={"messages": HI, "model": "gpt-none"})
